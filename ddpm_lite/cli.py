@@ -1,0 +1,153 @@
+"""The command line: ``ddpm-lite train`` and ``ddpm-lite sample``. Chapter 9 of the book."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ddpm_lite import __version__, data, plot
+from ddpm_lite.checkpoint import atomic
+from ddpm_lite.model import load
+from ddpm_lite.sampler import SAMPLERS
+from ddpm_lite.train import RECIPES, new_model, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 for a failure, 2 for a wrong call."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["ddpm-lite", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("ddpm-lite: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        print(f"ddpm-lite: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ddpm-lite",
+        description="Train a small denoising diffusion model and draw samples from it.",
+        epilog="Start with:  ddpm-lite sample digits --out digits.png   (a model that comes with the package)",
+    )
+    parser.add_argument("--version", action="version", version=f"ddpm-lite {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "train",
+        help="train a model on a data set",
+        description="Train a UNet to predict noise (algorithm 1 of DDPM) and write the averaged weights to "
+        "OUT/model.safetensors.",
+        epilog="Example:  ddpm-lite train --data digits --seed 1 --out runs/digits   (a minute and a half on two "
+        "CPU cores). A GPU is used when there is one.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument(
+        "--data",
+        choices=sorted(RECIPES),
+        default="digits",
+        help="digits: 1,437 images of 8×8 pixels, part of scikit-learn. mnist: 60,000 of 28×28; read from "
+        "$DDPM_LITE_DATA or downloaded",
+    )
+    command.add_argument("--steps", type=int, metavar="N", help="training steps (default: what suits the data)")
+    command.add_argument("--seed", type=int, default=0, help="fixes the initial weights and all noise")
+    command.add_argument("--out", type=Path, default=Path("runs/digits"), metavar="DIR", help="the folder to write")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser(
+        "sample",
+        help="draw images from a trained model",
+        description="Draw images from a model and write them as one PNG.",
+        epilog="Example:  ddpm-lite sample runs/digits -n 100 --sampler ancestral --steps 1000 --out digits.png",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("model", help='a folder that "train" wrote, a .safetensors file, or the bundled "digits"')
+    command.add_argument("-n", type=int, default=64, metavar="N", help="number of images")
+    command.add_argument(
+        "--sampler",
+        choices=sorted(SAMPLERS),
+        default="ddim",
+        help="ddim: no noise is added, good in few steps. ancestral: algorithm 2 of DDPM, wants many steps",
+    )
+    command.add_argument("--steps", type=int, default=50, metavar="N", help="network evaluations for each image")
+    command.add_argument("--seed", type=int, help="for the same images every time")
+    command.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid of images")
+    command.add_argument("--emergence", type=Path, metavar="PNG", help="also draw six of them emerging from noise")
+    command.set_defaults(run=_sample)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    path = options.out / "model.safetensors"
+    with contextlib.suppress(_Discard), atomic(path):  # fail now, not after an hour, if it cannot be written
+        raise _Discard
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = data.load(options.data)
+    model = new_model(options.data, options.seed)
+    model.unet.to(device)
+    recipe = RECIPES[options.data]
+    steps = recipe.steps if options.steps is None else options.steps
+    count = sum(p.numel() for p in model.unet.parameters())
+    print(f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device}; {steps:,} steps")
+
+    start, state, average = time.perf_counter(), None, 0.0
+    run = train(model.unet, model.diffusion, images.x_0.to(device), steps=steps, seed=options.seed, **recipe.options)
+    try:
+        with tqdm(run, total=steps, unit="step", smoothing=0.05) as progress:
+            for state in progress:
+                average += (state.loss - average) * max(0.02, 1 / state.step)
+                progress.set_postfix(loss=f"{average:.4f}", refresh=False)
+    except KeyboardInterrupt:
+        if state is None:
+            raise
+        print(f"interrupted after step {state.step}; keeping what was learned so far", file=sys.stderr)
+    seconds = time.perf_counter() - start
+    model.unet = state.ema
+    model.card = {
+        "command": options.command,
+        "data": f"{options.data}, training split, {len(images.x_0)} images",
+        "parameters": count,
+        "steps": state.step,
+        "batch_size": recipe.options["batch_size"],
+        "seed": options.seed,
+        "seconds": round(seconds, 1),
+        "final_loss": round(average, 5),
+        "versions": {"ddpm_lite": __version__, "torch": torch.__version__},
+    }
+    model.save(path)
+    print(f"trained in {seconds:.0f} s; wrote {path}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    model = load(options.model)
+    model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    run = model.trajectory(options.n, sampler=options.sampler, steps=options.steps, seed=options.seed)
+    visited = []
+    for state in tqdm(run, total=options.steps + 1, unit="step"):
+        visited.append((state.t, state.x_t[:6].cpu()))
+    plot.save(plot.image_grid(state.x_t, columns=max(1, round(options.n**0.5))), options.out)
+    print(f"wrote {options.n} images to {options.out}")
+    if options.emergence:
+        shown = [visited[round(i * (len(visited) - 1) / 9)] for i in range(10)] if len(visited) > 10 else visited
+        plot.save(plot.emergence(shown), options.emergence)
+        print(f"wrote the way there to {options.emergence}")
+
+
+class _Discard(Exception):
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

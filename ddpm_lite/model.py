@@ -1,0 +1,118 @@
+"""A network together with all that is needed to use it: its schedule, the shape of its data, where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_lite import __version__, _check, checkpoint
+from ddpm_lite.models.unet import UNet
+from ddpm_lite.process import GaussianDiffusion
+from ddpm_lite.sampler import State, trajectory
+from ddpm_lite.schedule import NoiseSchedule
+
+
+@dataclass
+class Model:
+    """A UNet with its diffusion and the shape of one image.
+
+    Attributes:
+        unet: the network, an ``eps_model(x_t, t)``.
+        diffusion: the forward process that it was trained on.
+        shape: (C, H, W) of one image.
+        card: where it came from: data, command, steps, seed, measured quality; anything that JSON can hold.
+    """
+
+    unet: UNet
+    diffusion: GaussianDiffusion
+    shape: tuple[int, int, int]
+    card: dict[str, object] = field(default_factory=dict)
+
+    def sample(
+        self, n: int, *, sampler: str = "ddim", steps: int | None = 50, seed: int | None = None, **options: object
+    ) -> Tensor:
+        """Draw ``n`` images.
+
+        Args:
+            n: number of images.
+            sampler: "ddim" or "ancestral".
+            steps: number of steps; None for all T.
+            seed: for the same images every time; None for new ones.
+            **options: further arguments of the sampler (``eta``, ``variance``, ``clip``).
+
+        Returns:
+            float32 in [-1, 1], shape (n, C, H, W).
+        """
+        states = self.trajectory(n, sampler=sampler, steps=steps, seed=seed, **options)
+        return deque(states, maxlen=1).pop().x_t.clamp(-1, 1)
+
+    def trajectory(
+        self, n: int, *, sampler: str = "ddim", steps: int | None = 50, seed: int | None = None, **options: object
+    ) -> Iterator[State]:
+        """The states that ``sample`` goes through, from noise to images; the arguments are the same."""
+        _check.integer("n", n, 1)
+        generator = None if seed is None else torch.Generator().manual_seed(_check.integer("seed", seed, 0))
+        options = {"clip": 1.0, **options}
+        return trajectory(self.unet, self.diffusion, (n, *self.shape), sampler, steps, generator, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to ``path`` (a ``.safetensors`` file), all or nothing."""
+        description = {
+            "kind": "ddpm_lite.Model",
+            "version": __version__,
+            "unet": self.unet.config,
+            "beta": self.diffusion.schedule.beta[1:].tolist(),
+            "shape": list(self.shape),
+            "card": self.card,
+        }
+        checkpoint.save(path, self.unet.state_dict(), description)
+
+
+def load(name: str | Path) -> Model:
+    """Load a model: one that comes with the package, by name, or one that was trained, by its folder or file.
+
+    Args:
+        name: "digits", a folder that ``ddpm-lite train`` wrote, or a ``.safetensors`` file.
+
+    Returns:
+        The model in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: if it is neither a bundled model nor a path; the message lists the bundled ones.
+        CheckpointError: if the file is damaged or holds something else.
+    """
+    weights = resources.files("ddpm_lite.weights")
+    bundled = sorted(Path(file.name).stem for file in weights.iterdir() if file.name.endswith(".safetensors"))
+    if str(name) in bundled:
+        with resources.as_file(weights / f"{name}.safetensors") as path:
+            return _read(path)
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no model {str(name)!r}: neither a bundled model ({', '.join(bundled)}), nor a folder with a "
+            f"model.safetensors, nor a file"
+        )
+    return _read(path)
+
+
+def _read(path: Path) -> Model:
+    tensors, description = checkpoint.load(path)
+    if description.get("kind") != "ddpm_lite.Model":
+        raise checkpoint.CheckpointError(f"{path} holds no model, but {json.dumps(description.get('kind'))}")
+    try:
+        unet = UNet(**description["unet"])
+        unet.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+        diffusion = GaussianDiffusion(NoiseSchedule(description["beta"]))
+        shape = tuple(description["shape"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"{path} does not fit its description: {error}") from error
+    return Model(unet.eval(), diffusion, shape, description.get("card", {}))

@@ -1,0 +1,6 @@
+"""Networks that predict ε: the UNet, and the exact answer for data whose law is known."""
+
+from ddpm_lite.models.exact import ExactEps
+from ddpm_lite.models.unet import UNet
+
+__all__ = ["ExactEps", "UNet"]

@@ -1,0 +1,86 @@
+"""The figures of the book and of the command line, in one style. Imports no model code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ddpm_lite import checkpoint
+
+#: Colours that stay apart for colour-blind readers (Okabe & Ito 2008).
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
+
+_STYLE = {
+    "axes.grid": True,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "figure.figsize": (7.0, 3.2),
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "ddpm_lite",
+}
+
+
+def use_style() -> None:
+    """Draw every later figure in the style of the book."""
+    plt.rcParams.update(_STYLE)
+
+
+def image_grid(x_0: Tensor, columns: int = 8, *, row_labels: Sequence[str] = (), title: str = "") -> Figure:
+    """Images side by side, row by row.
+
+    Args:
+        x_0: shape (N, C, H, W), C 1 or 3, in [-1, 1]; values outside are clipped.
+        columns: images in a row.
+        row_labels: a text to the left of each row.
+        title: a text above.
+    """
+    images = ((x_0.detach().cpu().float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
+    rows = -(-len(images) // columns)
+    size = 0.62
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(size * columns + (0.7 if row_labels else 0), size * rows), squeeze=False
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, image in zip(axes.flat, images):
+            axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        for axis, label in zip(axes[:, 0], row_labels):
+            axis.text(-0.15, 0.5, label, transform=axis.transAxes, ha="right", va="center")
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
+def emergence(states: Sequence[tuple[int, Tensor]], images: int = 6) -> Figure:
+    """Digits emerging from noise: one column for each time, one row for each image.
+
+    Args:
+        states: pairs (t, x_t) in the order of sampling, x_t of shape (B, C, H, W).
+        images: how many of the batch to show.
+    """
+    times = [t for t, _ in states]
+    rows = [x_t[i] for i in range(min(images, len(states[0][1]))) for _, x_t in states]
+    figure = image_grid(torch.stack(rows), columns=len(states))
+    for axis, t in zip(figure.axes, times):
+        axis.set_title(f"$t={t}$", fontsize=9)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure to ``path`` (the ending names the format), all or nothing, and close it."""
+    with checkpoint.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
