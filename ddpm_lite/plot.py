@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -77,6 +79,13 @@ def emergence(states: Sequence[tuple[int, Tensor]], images: int = 6) -> Figure:
     for axis, t in zip(figure.axes, times):
         axis.set_title(f"$t={t}$", fontsize=9)
     return figure
+
+
+def show_source(item: Callable[..., object] | type) -> None:
+    """Show the source of a function or class in a notebook, as highlighted code."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(item))}```"))
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -1,0 +1,55 @@
+# make        set up, train a model on the bundled digits, draw new ones, build the book
+# make test   every test: pytest, the notebooks under nbval, ruff
+
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.installed
+NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
+
+.DELETE_ON_ERROR:
+.PHONY: all setup test book notebooks bench weights clean
+
+all: out/samples.png book
+	@echo
+	@echo "New digits:                   out/samples.png"
+	@echo "Digits emerging from noise:   out/emergence.png"
+	@echo "The model:                    out/digits/model.safetensors"
+	@echo "The book:                     _build/html/index.html"
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	touch $@
+
+out/digits/model.safetensors: | $(SETUP)
+	$(BIN)/ddpm-lite train --data digits --seed 0 --out out/digits
+
+out/samples.png: out/digits/model.safetensors
+	$(BIN)/ddpm-lite sample out/digits -n 64 --seed 0 --out $@ --emergence out/emergence.png
+
+book: | $(SETUP)
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . $(BOOK_FLAGS)
+
+test: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env $(NOTEBOOKS)
+
+# Run every notebook in place and store its outputs; see CONTRIBUTING.md.
+notebooks: $(SETUP)
+	$(BIN)/python book/run_notebooks.py $(NOTEBOOKS)
+
+# The package beside its peers; results go to benchmarks/results.
+bench: $(SETUP)
+	$(BIN)/python benchmarks/digits.py
+
+# The model that comes with the package.
+weights: $(SETUP)
+	$(BIN)/python benchmarks/bundled_digits.py
+
+clean:
+	rm -rf out _build build dist
