@@ -140,7 +140,9 @@ def _sample(options: argparse.Namespace) -> None:
     plot.save(plot.image_grid(state.x_t, columns=max(1, round(options.n**0.5))), options.out)
     print(f"wrote {options.n} images to {options.out}")
     if options.emergence:
-        shown = [visited[round(i * (len(visited) - 1) / 9)] for i in range(10)] if len(visited) > 10 else visited
+        last = len(visited) - 1
+        indices = sorted({round(last * (1 - (1 - i / 9) ** 2)) for i in range(10)})  # most happens near the end
+        shown = [visited[i] for i in indices]
         plot.save(plot.emergence(shown), options.emergence)
         print(f"wrote the way there to {options.emergence}")
 

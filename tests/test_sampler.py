@@ -258,7 +258,7 @@ def test_wrong_steps_are_rejected(p_value, wrong, schedule, steps):
 MEANS = np.array([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
 COVS = np.array([0.05 * np.eye(2), [[0.2, 0.1], [0.1, 0.1]], 0.1 * np.eye(2)])
 WEIGHTS = np.array([0.5, 0.3, 0.2])
-BIAS = 0.03  # of the discrete steps, in each moment; what the right samplers show with 10⁶ samples is below 0.02
+BIAS = 0.05  # of the discrete steps, in each moment; 100,000 samples of the right samplers are off by at most 0.035
 
 
 def mixture_is_rejected(x: np.ndarray) -> bool:

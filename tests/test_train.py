@@ -1,0 +1,258 @@
+"""``train``: the loop does what algorithm 1 says, the same way every time."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ddpm_lite import UNet, data
+from ddpm_lite.train import RECIPES, new_model, train
+
+
+class Spy(nn.Module):
+    """A network that keeps what it was asked, and predicts w + 0 x_t."""
+
+    def __init__(self, start: float = 0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.calls = []
+
+    def __deepcopy__(self, memo):
+        return Spy(float(self.w))
+
+    def forward(self, x_t, t, y=None):
+        self.calls.append((x_t, t, y))
+        return self.w + 0 * x_t
+
+
+def small_unet(seed=0) -> UNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(base_channels=8, channel_mults=(1, 2), blocks_per_level=1, groups=4)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+IMAGES = data.digits("test").x_0[:40]
+
+
+def run(diffusion, steps=6, seed=0, model_seed=0):
+    model = small_unet(model_seed)
+    states = [
+        (state.step, state.loss) for state in train(model, diffusion, IMAGES, steps=steps, batch_size=8, seed=seed)
+    ]
+    return states, weights(model)
+
+
+def test_same_seed_gives_the_same_bits_whatever_the_global_seed(diffusion):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        losses, result = run(diffusion)
+        torch.manual_seed(2)
+        losses_again, result_again = run(diffusion)
+    assert losses == losses_again
+    assert torch.equal(result, result_again)
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_seed_gives_another_result(diffusion):
+    (losses, result), (other_losses, other) = run(diffusion), run(diffusion, seed=1)
+    assert not torch.equal(result, other)
+    assert losses != other_losses
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5, 0.999])
+def test_the_average_is_that_of_its_formula(diffusion, ema_decay):
+    model = small_unet()
+    average = weights(model).double().numpy()
+    for state in train(model, diffusion, IMAGES, steps=20, batch_size=8, ema_decay=ema_decay):
+        d = min(ema_decay, (state.step + 1) / (state.step + 10))
+        average = d * average + (1 - d) * weights(model).double().numpy()
+        assert np.allclose(weights(state.ema).numpy(), average, rtol=1e-5, atol=1e-6)
+    swapped = (1 - d) * average + d * weights(model).double().numpy()
+    assert ema_decay in (0.0, 0.5) or not np.allclose(weights(state.ema).numpy(), swapped, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_is_one_network_in_evaluation_mode_without_gradients(diffusion):
+    model = small_unet()
+    averages = [state.ema for state in train(model, diffusion, IMAGES, steps=3, batch_size=8)]
+    assert averages[0] is averages[-1]
+    assert averages[0] is not model
+    assert not averages[0].training
+    assert model.training
+    assert not any(p.requires_grad for p in averages[0].parameters())
+
+
+@pytest.fixture
+def optimizer_calls():
+    """What reaches the optimizer in each step: the learning rate and the norm of the gradient."""
+    calls = []
+
+    def record(optimizer, args, kwargs):
+        (group,) = optimizer.param_groups
+        calls.append((group["lr"], math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"]))))
+
+    handle = register_optimizer_step_pre_hook(record)
+    yield calls
+    handle.remove()
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10, 100])
+def test_the_learning_rate_rises_evenly_and_falls_like_half_a_cosine(diffusion, optimizer_calls, warmup):
+    list(train(Spy(), diffusion, torch.zeros(8, 1), steps=40, batch_size=8, learning_rate=0.3, warmup=warmup))
+    rates = np.array([lr for lr, _ in optimizer_calls])
+    step = np.arange(40)
+    cosine = (1 + np.cos(np.pi * step / 40)) / 2
+    assert np.allclose(rates, 0.3 * cosine * np.minimum(1, (step + 1) / max(warmup, 1)), rtol=1e-9)
+    assert 0 < rates[-1] < 0.3 * 0.002, "the last step is small but not lost"
+
+
+def test_a_large_gradient_is_scaled_down_and_a_small_one_is_not(diffusion, optimizer_calls):
+    """With w = 1000 the gradient of (ε - w)² is near 2000, with w = 0 it is small."""
+    list(train(Spy(1000.0), diffusion, torch.zeros(8, 1), steps=3, batch_size=8, max_grad_norm=0.7))
+    list(train(Spy(1000.0), diffusion, torch.zeros(8, 1), steps=3, batch_size=8, max_grad_norm=1e9))
+    norms = [norm for _, norm in optimizer_calls]
+    assert norms[:3] == pytest.approx([0.7] * 3, rel=1e-4)
+    assert norms[3:] == pytest.approx([2000] * 3, rel=0.01)
+
+
+def test_each_epoch_takes_every_item_once_in_a_new_order_and_labels_stay_with_their_items(diffusion):
+    """Items are told apart by their values, so large that noise cannot mix them up; labels by their numbers."""
+    n, batch_size = 23, 5
+    x_0, y = 1e6 * torch.arange(1, n + 1).view(n, 1).double(), torch.arange(100, 100 + n)
+    model = Spy()
+    list(train(model, diffusion, x_0, y, steps=12, batch_size=batch_size))
+    epochs = []
+    for i, (x_t, t, labels) in enumerate(model.calls):
+        items = (x_t[:, 0] / diffusion.schedule.alpha_bar[t].sqrt() / 1e6).round().long()
+        assert torch.equal(labels, items + 99)
+        assert len(items) == batch_size
+        if i % (n // batch_size) == 0:
+            epochs.append([])
+        epochs[-1] += items.tolist()
+    assert len(epochs) == 3
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == 20
+    assert epochs[0] != epochs[1]
+
+
+def test_without_labels_the_network_gets_none(diffusion):
+    model = Spy()
+    list(train(model, diffusion, torch.zeros(8, 1), steps=2, batch_size=8))
+    assert [y for _, _, y in model.calls] == [None, None]
+
+
+def test_times_and_noise_differ_from_item_to_item_and_step_to_step(diffusion):
+    model = Spy()
+    list(train(model, diffusion, torch.zeros(64, 1), steps=2, batch_size=64))
+    (x_1, t_1, _), (x_2, t_2, _) = model.calls
+    assert len(t_1.unique()) > 50
+    assert not torch.equal(t_1, t_2)
+    assert len(torch.cat([x_1, x_2]).unique()) == 128
+
+
+def test_the_loss_falls_on_a_small_problem(diffusion):
+    """One point: the network can learn to read ε off x_t. Without learning the loss stays at 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet(base_channels=16, channel_mults=(1,), blocks_per_level=1, attention_levels=(), groups=4)
+    losses = [
+        s.loss for s in train(unet, diffusion, IMAGES[:1].repeat(32, 1, 1, 1), steps=150, batch_size=32, warmup=20)
+    ]
+    assert np.mean(losses[:3]) > 0.8
+    assert np.mean(losses[-20:]) < 0.3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_average(diffusion, bad):
+    class Breaks(Spy):
+        def forward(self, x_t, t, y=None):
+            return super().forward(x_t, t) * (bad if len(self.calls) == 4 else 1)
+
+    model, state = Breaks(2.0), None
+
+    def go():
+        nonlocal state
+        for state in train(model, diffusion, torch.zeros(8, 1), steps=10, batch_size=8):
+            average = copy.deepcopy(state.ema)
+        return average
+
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 4"):
+        go()
+    assert state.step == 3
+    assert bool(weights(state.ema).isfinite().all())
+    assert bool(weights(model).isfinite().all())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(diffusion):
+    """The loss can be finite where its gradient is not, as that of √ at 0."""
+
+    class Breaks(Spy):
+        def forward(self, x_t, t, y=None):
+            result = super().forward(x_t, t)
+            return result + (0 * self.w).sqrt() if len(self.calls) == 4 else result
+
+    model, states = Breaks(2.0), []
+    with pytest.raises(FloatingPointError, match="at step 4"):
+        states.extend(train(model, diffusion, torch.zeros(8, 1), steps=10, batch_size=8))
+    assert bool(weights(model).isfinite().all())
+
+
+X = torch.zeros(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x_0": X.to(torch.uint8)}, TypeError, r"x_0 must be floating point, got torch\.uint8; .*from_uint8"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"steps": 2.0}, TypeError, "steps must be an int, got 2.0"),
+        ({"batch_size": 9}, ValueError, "batch_size must be between 1 and 8, got 9"),
+        ({"batch_size": 0}, ValueError, "batch_size must be between 1 and 8, got 0"),
+        ({"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
+        ({"ema_decay": -0.1}, ValueError, r"ema_decay must be .* got -0\.1"),
+        ({"ema_decay": 1.0}, ValueError, r"ema_decay must be .* got 1\.0"),
+        ({"ema_decay": math.nan}, ValueError, "ema_decay must be .* got nan"),
+        ({"learning_rate": -1.0}, ValueError, r"learning_rate must be .* got -1\.0"),
+        ({"learning_rate": math.nan}, ValueError, "learning_rate must be .* got nan"),
+        ({"max_grad_norm": -1.0}, ValueError, r"max_grad_norm must be .* got -1\.0"),
+        ({"seed": 1.5}, TypeError, r"seed must be an int, got 1\.5"),
+        ({"y": torch.zeros(7).long()}, ValueError, r"y must be 8 integer labels, got torch\.int64 of shape \(7,\)"),
+        ({"y": torch.zeros(8)}, ValueError, r"y must be 8 integer labels, got torch\.float32"),
+    ],
+)
+def test_bad_input_is_refused_by_name(diffusion, arguments, error, message):
+    arguments = {"x_0": X, "steps": 2, "batch_size": 4} | arguments
+    with pytest.raises(error, match=message):
+        list(train(Spy(), diffusion, **arguments))
+
+
+def test_a_new_model_is_fixed_by_its_seed_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    first, same, other = (new_model("digits", seed) for seed in (0, 0, 1))
+    assert torch.equal(weights(first.unet), weights(same.unet))
+    assert not torch.equal(weights(first.unet), weights(other.unet))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_fits_its_data(name):
+    model = new_model(name)
+    x = torch.zeros(2, *model.shape)
+    with torch.no_grad():
+        assert model.unet(x, torch.tensor([1, 1000])).shape == x.shape
+    assert RECIPES[name].steps > 0
+    assert name in data.DATA_SETS
+
+
+def test_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match="data must be one of digits, mnist, got 'cifar'"):
+        new_model("cifar")
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        new_model("digits", -1)
