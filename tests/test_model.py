@@ -1,7 +1,7 @@
 """``model``: a model comes back from its file as it was, and the bundled one draws digits."""
 
 import json
-import shutil
+import re
 from importlib import resources
 
 import pytest
@@ -131,7 +131,7 @@ def test_a_model_cut_short_is_refused(saved):
         (lambda t, d: d.pop("shape"), "does not fit its description: 'shape'"),
         (lambda t, d: d.update(shape=[3, 8, 8]), "does not fit its description: .*shape"),
         (lambda t, d: d.update(shape="abc"), "does not fit its description: .*shape"),
-        (lambda t, d: d.update(shape=[1, 7, 8]), "does not fit its description: .*"),
+        (lambda t, d: d.update(shape=[1, 7, 8]), "does not fit its description: .*7"),
         (lambda t, d: t.pop("conv_in.weight"), "does not fit its description: .*conv_in.weight"),
         (lambda t, d: t.update(extra=torch.zeros(1)), "does not fit its description: .*extra"),
         (lambda t, d: t.update({"conv_in.weight": torch.zeros(1)}), "does not fit its description: .*conv_in.weight"),
@@ -191,10 +191,11 @@ def test_the_bundled_file_is_small_and_holds_finite_float_weights_only(weights_f
     for name, tensor in load_file(path).items():
         assert tensor.is_floating_point(), name
         assert bool(tensor.isfinite().all()), name
-    with safe_open(path, framework="pt") as file:
-        assert "/" not in json.loads(file.metadata()["ddpm_lite"])["card"]["command"].replace("runs/", "").replace(
-            "out/", ""
-        ), "a path of the machine that trained it"
+
+
+def test_the_bundled_file_names_no_path_of_the_machine_that_made_it(weights_folder):
+    with safe_open(weights_folder / "digits.safetensors", framework="pt") as file:
+        assert not re.search(r'[\s"=]/\w', file.metadata()["ddpm_lite"])
 
 
 def test_the_bundled_model_has_the_schedule_of_the_paper(bundled):
@@ -219,5 +220,4 @@ def test_a_file_of_the_name_does_not_hide_the_bundled_model(bundled, tmp_path, m
     tiny_model.save(tmp_path / "digits" / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     assert load("digits").unet.config == bundled.unet.config
-    assert load("./digits").unet.config != bundled.unet.config or load(tmp_path / "digits").card == {"data": "none"}
-    shutil.rmtree(tmp_path / "digits")
+    assert load("./digits").card == tiny_model.card

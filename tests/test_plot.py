@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+from itertools import pairwise
 
 import matplotlib.image
 import matplotlib.pyplot as plt
@@ -68,16 +69,11 @@ def test_a_saved_figure_is_whole_and_closed(tmp_path, ending):
         assert matplotlib.image.imread(path).ndim == 3
 
 
-def test_a_name_without_ending_is_refused_or_gives_a_whole_file(tmp_path):
-    """matplotlib adds an ending of its own; then the file under the final name is empty and another is left."""
-    try:
-        plot.save(plot.image_grid(IMAGES), tmp_path / "grid")
-    except ValueError as error:
-        assert "grid" in str(error)
-        assert os.listdir(tmp_path) == []
-    else:
-        assert os.listdir(tmp_path) == ["grid"]
-        assert (tmp_path / "grid").stat().st_size > 500
+def test_a_name_without_ending_gives_a_whole_file(tmp_path):
+    """matplotlib adds an ending to such a name, past the temporary file that is to be renamed."""
+    plot.save(plot.image_grid(IMAGES), tmp_path / "grid")
+    assert os.listdir(tmp_path) == ["grid"]
+    assert matplotlib.image.imread(tmp_path / "grid", format="png").ndim == 3
 
 
 def test_an_unknown_ending_is_refused_and_leaves_nothing(tmp_path):
@@ -128,7 +124,7 @@ def test_colours_stay_apart_in_grey():
         sum(w * int(colour[i : i + 2], 16) for w, i in zip((0.299, 0.587, 0.114), (1, 3, 5)))
         for colour in (plot.BLUE, plot.ORANGE, plot.GREEN, plot.RED, plot.PURPLE)
     ]
-    assert min(abs(a - b) for a, b in zip(grey, grey[1:])) > 10
+    assert min(abs(a - b) for a, b in pairwise(grey)) > 10
 
 
 def test_the_module_imports_no_model_code():
