@@ -10,7 +10,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measure import digits_quality, environment, memorised, reference_quality, write_json
+from measure import (
+    digits_quality,
+    environment,
+    memorised,
+    reference_quality,
+    write_json,
+)
 
 import ddpm_lite
 from ddpm_lite.cli import main
@@ -22,9 +28,23 @@ WEIGHTS = Path(ddpm_lite.__file__).parent / "weights"
 def run() -> None:
     """Train, measure, write the weights and the card."""
     with tempfile.TemporaryDirectory() as folder:
-        main(["train", "--data", "digits", "--steps", str(STEPS), "--seed", str(SEED), "--out", folder])
+        main(
+            [
+                "train",
+                "--data",
+                "digits",
+                "--steps",
+                str(STEPS),
+                "--seed",
+                str(SEED),
+                "--out",
+                folder,
+            ]
+        )
         model = ddpm_lite.load(folder)
-    model.card["command"] = f"ddpm-lite train --data digits --steps {STEPS} --seed {SEED}"
+    model.card["command"] = (
+        f"ddpm-lite train --data digits --steps {STEPS} --seed {SEED}"
+    )
     model.card["machine"] = environment()
     samples = model.sample(SAMPLES, seed=1)
     model.card["quality"] = {

@@ -25,7 +25,13 @@ import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from measure import digits_quality, environment, memorised, reference_quality, write_json
+from measure import (
+    digits_quality,
+    environment,
+    memorised,
+    reference_quality,
+    write_json,
+)
 from torch import Tensor
 
 from ddpm_lite import data
@@ -59,10 +65,14 @@ def stock(x_0: Tensor, seconds: float, seed: int) -> dict[str, object]:
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         )
-        return unet, torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+        return unet, torch.optim.AdamW(
+            unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6
+        )
 
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x_0), BATCH, shuffle=True, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x_0), BATCH, shuffle=True, drop_last=True
+    )
 
     def batches():
         while True:
@@ -81,11 +91,16 @@ def stock(x_0: Tensor, seconds: float, seed: int) -> dict[str, object]:
     trial = build()
     trial_ema = EMAModel(trial[0].parameters())
     source = batches()
-    steps = steps_that_fit(lambda: (step(*trial, next(source)[0]), trial_ema.step(trial[0].parameters())), seconds)
+    steps = steps_that_fit(
+        lambda: (step(*trial, next(source)[0]), trial_ema.step(trial[0].parameters())),
+        seconds,
+    )
 
     unet, optimizer = build()
     decay = get_cosine_schedule_with_warmup(optimizer, 500, steps)
-    ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    ema = EMAModel(
+        unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
     start = time.perf_counter()
     for _, (batch,) in zip(range(steps), source):
         step(unet, optimizer, batch)
@@ -94,34 +109,57 @@ def stock(x_0: Tensor, seconds: float, seed: int) -> dict[str, object]:
     elapsed = time.perf_counter() - start
 
     ema.copy_to(unet.parameters())
-    pipeline = diffusers.DDIMPipeline(unet.eval(), diffusers.DDIMScheduler.from_config(scheduler.config))
+    pipeline = diffusers.DDIMPipeline(
+        unet.eval(), diffusers.DDIMScheduler.from_config(scheduler.config)
+    )
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
-        SAMPLES, torch.Generator().manual_seed(seed + 1), num_inference_steps=SAMPLING_STEPS, output_type="np"
+        SAMPLES,
+        torch.Generator().manual_seed(seed + 1),
+        num_inference_steps=SAMPLING_STEPS,
+        output_type="np",
     ).images
     samples = torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
     return report(samples, unet, steps, elapsed)
 
 
-def ours(x_0: Tensor, seconds: float, seed: int, **changes: object) -> dict[str, object]:
+def ours(
+    x_0: Tensor, seconds: float, seed: int, **changes: object
+) -> dict[str, object]:
     """ddpm_lite: the recipe of ``ddpm-lite train --data digits``, but for the given changes."""
     options = {**RECIPES["digits"].options, "batch_size": BATCH}
     flat = changes.pop("flat", False)
     options |= changes
     trial, model = new_model("digits", seed), new_model("digits", seed)
-    trial_run = train(trial.unet, trial.diffusion, x_0, steps=1000, seed=seed, **options)
+    trial_run = train(
+        trial.unet, trial.diffusion, x_0, steps=1000, seed=seed, **options
+    )
     steps = steps_that_fit(lambda: next(trial_run), seconds)
-    run = train(model.unet, model.diffusion, x_0, steps=steps * (1000 if flat else 1), seed=seed, **options)
+    run = train(
+        model.unet,
+        model.diffusion,
+        x_0,
+        steps=steps * (1000 if flat else 1),
+        seed=seed,
+        **options,
+    )
     start = time.perf_counter()
     for state in run:
         if state.step == steps:
             break
     elapsed = time.perf_counter() - start
     model.unet = state.ema
-    return report(model.sample(SAMPLES, steps=SAMPLING_STEPS, seed=seed + 1), model.unet, steps, elapsed)
+    return report(
+        model.sample(SAMPLES, steps=SAMPLING_STEPS, seed=seed + 1),
+        model.unet,
+        steps,
+        elapsed,
+    )
 
 
-def report(samples: Tensor, unet: torch.nn.Module, steps: int, seconds: float) -> dict[str, object]:
+def report(
+    samples: Tensor, unet: torch.nn.Module, steps: int, seconds: float
+) -> dict[str, object]:
     """One line of the result."""
     line = {
         "steps": steps,
@@ -136,8 +174,12 @@ def report(samples: Tensor, unet: torch.nn.Module, steps: int, seconds: float) -
 
 def main() -> None:
     """Run everything and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=90, help="training time of each run")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=90, help="training time of each run"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each side")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -169,7 +211,11 @@ def main() -> None:
         "mean": {name: {key: mean(name, key) for key in keys} for name in runs},
         "runs": runs,
         "one_change_at_a_time": ablation,
-        "environment": {**environment(), "diffusers": diffusers.__version__, "threads": torch.get_num_threads()},
+        "environment": {
+            **environment(),
+            "diffusers": diffusers.__version__,
+            "threads": torch.get_num_threads(),
+        },
     }
     write_json(options.out, result)
     print({"floor": result["floor"], **result["mean"]})

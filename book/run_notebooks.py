@@ -23,10 +23,18 @@ def run(path: Path) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
-            notebook, kernel_name="python3", timeout=600, record_timing=False, resources={"metadata": {"path": folder}}
+            notebook,
+            kernel_name="python3",
+            timeout=600,
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
         ).execute()
     notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "kernelspec": {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        },
         "language_info": {"name": "python"},
     }
     for number, cell in enumerate(notebook.cells):
@@ -35,14 +43,23 @@ def run(path: Path) -> None:
             cell.outputs = _merge_streams(cell.outputs)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-    print(f"{path}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} KB", flush=True)
+    print(
+        f"{path}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} KB",
+        flush=True,
+    )
 
 
-def _merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+def _merge_streams(
+    outputs: list[nbformat.NotebookNode],
+) -> list[nbformat.NotebookNode]:
     """Join pieces of one stream: how a kernel cuts what is printed depends on the moment."""
     merged: list[nbformat.NotebookNode] = []
     for output in outputs:
-        if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
+        if (
+            output.output_type == "stream"
+            and merged
+            and merged[-1].get("name") == output.name
+        ):
             merged[-1].text += output.text
         else:
             merged.append(output)

@@ -35,7 +35,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -44,13 +46,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        temporary.chmod(
+            0o666 & ~umask
+        )  # mkstemp makes files that only the owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save(path: str | Path, tensors: dict[str, Tensor], description: dict[str, object]) -> None:
+def save(
+    path: str | Path, tensors: dict[str, Tensor], description: dict[str, object]
+) -> None:
     """Write tensors and their description to ``path``, all or nothing.
 
     Args:
@@ -61,7 +67,9 @@ def save(path: str | Path, tensors: dict[str, Tensor], description: dict[str, ob
     Raises:
         OSError: if the file cannot be written; a file that was there before is then untouched.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }
     content = to_bytes(tensors, metadata={_KEY: json.dumps(description)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)
@@ -82,9 +90,15 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file: {error}"
+        ) from error
     try:
         description = json.loads(metadata[_KEY])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} was not written by ddpm_lite: it has no description") from error
+        if not isinstance(description, dict):
+            raise TypeError("the description is no JSON object")
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} was not written by ddpm_lite: it has no description"
+        ) from error
     return tensors, description

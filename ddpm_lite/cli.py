@@ -21,10 +21,12 @@ from ddpm_lite.train import RECIPES, new_model, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 for a failure, 2 for a wrong call."""
+    """Run the command line and return its exit status, 0 or 1; a wrong call exits with 2 at once."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    options.command = shlex.join(["ddpm-lite", *(sys.argv[1:] if arguments is None else arguments)])
+    options.command = shlex.join(
+        ["ddpm-lite", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -42,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a small denoising diffusion model and draw samples from it.",
         epilog="Start with:  ddpm-lite sample digits --out digits.png   (a model that comes with the package)",
     )
-    parser.add_argument("--version", action="version", version=f"ddpm-lite {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"ddpm-lite {__version__}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -52,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "OUT/model.safetensors.",
         epilog="Example:  ddpm-lite train --data digits --seed 1 --out runs/digits   (a minute and a half on two "
         "CPU cores). A GPU is used when there is one.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     command.add_argument(
         "--data",
@@ -61,9 +65,22 @@ def _parser() -> argparse.ArgumentParser:
         help="digits: 1,437 images of 8×8 pixels, part of scikit-learn. mnist: 60,000 of 28×28; read from "
         "$DDPM_LITE_DATA or downloaded",
     )
-    command.add_argument("--steps", type=int, metavar="N", help="training steps (default: what suits the data)")
-    command.add_argument("--seed", type=int, default=0, help="fixes the initial weights and all noise")
-    command.add_argument("--out", type=Path, default=Path("runs/digits"), metavar="DIR", help="the folder to write")
+    command.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="training steps (default: what suits the data)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="fixes the initial weights and all noise"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/digits"),
+        metavar="DIR",
+        help="the folder to write",
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser(
@@ -71,27 +88,52 @@ def _parser() -> argparse.ArgumentParser:
         help="draw images from a trained model",
         description="Draw images from a model and write them as one PNG.",
         epilog="Example:  ddpm-lite sample runs/digits -n 100 --sampler ancestral --steps 1000 --out digits.png",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
-    command.add_argument("model", help='a folder that "train" wrote, a .safetensors file, or the bundled "digits"')
-    command.add_argument("-n", type=int, default=64, metavar="N", help="number of images")
+    command.add_argument(
+        "model",
+        help='a folder that "train" wrote, a .safetensors file, or the bundled "digits"',
+    )
+    command.add_argument(
+        "-n", type=int, default=64, metavar="N", help="number of images"
+    )
     command.add_argument(
         "--sampler",
         choices=sorted(SAMPLERS),
         default="ddim",
         help="ddim: no noise is added, good in few steps. ancestral: algorithm 2 of DDPM, wants many steps",
     )
-    command.add_argument("--steps", type=int, default=50, metavar="N", help="network evaluations for each image")
+    command.add_argument(
+        "--steps",
+        type=int,
+        default=50,
+        metavar="N",
+        help="network evaluations for each image",
+    )
     command.add_argument("--seed", type=int, help="for the same images every time")
-    command.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid of images")
-    command.add_argument("--emergence", type=Path, metavar="PNG", help="also draw six of them emerging from noise")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        metavar="PNG",
+        help="the grid of images",
+    )
+    command.add_argument(
+        "--emergence",
+        type=Path,
+        metavar="PNG",
+        help="also draw six of them emerging from noise",
+    )
     command.set_defaults(run=_sample)
     return parser
 
 
 def _train(options: argparse.Namespace) -> None:
     path = options.out / "model.safetensors"
-    with contextlib.suppress(_Discard), atomic(path):  # fail now, not after an hour, if it cannot be written
+    with (
+        contextlib.suppress(_Discard),
+        atomic(path),
+    ):  # fail now, not after an hour, if it cannot be written
         raise _Discard
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = data.load(options.data)
@@ -100,19 +142,32 @@ def _train(options: argparse.Namespace) -> None:
     recipe = RECIPES[options.data]
     steps = recipe.steps if options.steps is None else options.steps
     count = sum(p.numel() for p in model.unet.parameters())
-    print(f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device}; {steps:,} steps")
+    print(
+        f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device}; {steps:,} steps"
+    )
 
-    start, state, average = time.perf_counter(), None, 0.0
-    run = train(model.unet, model.diffusion, images.x_0.to(device), steps=steps, seed=options.seed, **recipe.options)
+    start, state, average, failure = time.perf_counter(), None, 0.0, None
+    run = train(
+        model.unet,
+        model.diffusion,
+        images.x_0.to(device),
+        steps=steps,
+        seed=options.seed,
+        **recipe.options,
+    )
     try:
         with tqdm(run, total=steps, unit="step", smoothing=0.05) as progress:
             for state in progress:
                 average += (state.loss - average) * max(0.02, 1 / state.step)
                 progress.set_postfix(loss=f"{average:.4f}", refresh=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FloatingPointError) as error:
         if state is None:
             raise
-        print(f"interrupted after step {state.step}; keeping what was learned so far", file=sys.stderr)
+        failure = error if isinstance(error, FloatingPointError) else None
+        print(
+            f"{failure or f'interrupted after step {state.step}'}; keeping what was learned so far",
+            file=sys.stderr,
+        )
     seconds = time.perf_counter() - start
     model.unet = state.ema
     model.card = {
@@ -128,23 +183,40 @@ def _train(options: argparse.Namespace) -> None:
     }
     model.save(path)
     print(f"trained in {seconds:.0f} s; wrote {path}")
+    if failure:
+        raise failure
 
 
 def _sample(options: argparse.Namespace) -> None:
     model = load(options.model)
     model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
-    run = model.trajectory(options.n, sampler=options.sampler, steps=options.steps, seed=options.seed)
+    run = model.trajectory(
+        options.n, sampler=options.sampler, steps=options.steps, seed=options.seed
+    )
     visited = []
     for state in tqdm(run, total=options.steps + 1, unit="step"):
         visited.append((state.t, state.x_t[:6].cpu()))
-    plot.save(plot.image_grid(state.x_t, columns=max(1, round(options.n**0.5))), options.out)
+    plot.save(
+        plot.image_grid(state.x_t, columns=max(1, round(options.n**0.5))), options.out
+    )
     print(f"wrote {options.n} images to {options.out}")
     if options.emergence:
         last = len(visited) - 1
-        indices = sorted({round(last * (1 - (1 - i / 9) ** 2)) for i in range(10)})  # most happens near the end
+        indices = sorted(
+            {round(last * (1 - (1 - i / 9) ** 2)) for i in range(10)}
+        )  # most happens near the end
         shown = [visited[i] for i in indices]
         plot.save(plot.emergence(shown), options.emergence)
         print(f"wrote the way there to {options.emergence}")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default, unless there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return (
+            action.help if action.default is None else super()._get_help_string(action)
+        )
 
 
 class _Discard(Exception):

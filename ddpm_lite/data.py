@@ -30,10 +30,14 @@ def from_uint8(images: Tensor, levels: int = 256) -> Tensor:
         ValueError: if a value is not below ``levels``.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images must be a uint8 tensor, got {getattr(images, 'dtype', type(images).__name__)}")
+        raise TypeError(
+            f"images must be a uint8 tensor, got {getattr(images, 'dtype', type(images).__name__)}"
+        )
     _check.integer("levels", levels, 2, 256)
     if images.numel() and int(images.max()) >= levels:
-        raise ValueError(f"images must have values below levels = {levels}, got {int(images.max())}")
+        raise ValueError(
+            f"images must have values below levels = {levels}, got {int(images.max())}"
+        )
     return images.float() * (2 / (levels - 1)) - 1
 
 
@@ -59,10 +63,14 @@ def check_images(x_0: Tensor) -> Tensor:
     """
     _check.floating("x_0", x_0)
     if x_0.ndim != 4 or x_0.shape[0] == 0:
-        raise ValueError(f"x_0 must have shape (N, C, H, W), N at least 1, got {tuple(x_0.shape)}")
+        raise ValueError(
+            f"x_0 must have shape (N, C, H, W), N at least 1, got {tuple(x_0.shape)}"
+        )
     low, high = float(x_0.min()), float(x_0.max())
     if not -1.001 <= low <= high <= 1.001:
-        raise ValueError(f"images must lie in [-1, 1], got values from {low:g} to {high:g}")
+        raise ValueError(
+            f"images must lie in [-1, 1], got values from {low:g} to {high:g}"
+        )
     return x_0
 
 
@@ -81,10 +89,14 @@ def digits(split: str = "train") -> Images:
     _check_split(split)
     data = load_digits()
     index = np.arange(len(data.target))
-    train, test = train_test_split(index, test_size=360, stratify=data.target, random_state=0)
+    train, test = train_test_split(
+        index, test_size=360, stratify=data.target, random_state=0
+    )
     chosen = train if split == "train" else test
     images = torch.from_numpy(data.images[chosen].astype(np.uint8))[:, None]
-    return Images(from_uint8(images, levels=17), torch.from_numpy(data.target[chosen]).long())
+    return Images(
+        from_uint8(images, levels=17), torch.from_numpy(data.target[chosen]).long()
+    )
 
 
 def mnist(split: str = "train", root: str | Path | None = None) -> Images:
@@ -98,8 +110,17 @@ def mnist(split: str = "train", root: str | Path | None = None) -> Images:
     from torchvision.datasets import MNIST
 
     _check_split(split)
-    root = Path(root or os.environ.get("DDPM_LITE_DATA") or Path.home() / ".cache" / "ddpm_lite")
-    data = MNIST(root, train=split == "train", download=not (root / "MNIST" / "raw").is_dir())
+    root = Path(
+        root or os.environ.get("DDPM_LITE_DATA") or Path.home() / ".cache" / "ddpm_lite"
+    )
+    try:
+        data = MNIST(
+            root, train=split == "train", download=True
+        )  # does nothing when all files are there
+    except RuntimeError as error:
+        raise OSError(
+            f"MNIST is not complete in {root} and cannot be downloaded: {error}"
+        ) from error
     return Images(from_uint8(data.data[:, None]), data.targets)
 
 
@@ -130,7 +151,9 @@ def points(name: str, n: int, seed: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
     if name == "spiral":
         angle = 3 * np.pi * np.sqrt(rng.random(n))  # even along the curve
-        x = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1) + 0.2 * rng.standard_normal((n, 2))
+        x = np.stack(
+            [angle * np.cos(angle), angle * np.sin(angle)], axis=1
+        ) + 0.2 * rng.standard_normal((n, 2))
     elif name == "moons":
         x, _ = make_moons(n, noise=0.05, random_state=seed)
     elif name == "circles":

@@ -22,7 +22,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """
     a, b = _flat(x, y)
     mean = a.mean(0) - b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cov_a, cov_b = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (a, b))
     # tr (AB)^½ = tr (A^½ B A^½)^½, and the latter is symmetric.
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(values.clip(0))) @ vectors.T
@@ -55,10 +55,11 @@ def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
 
 
 def _flat(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    _check.floating("x", x)
-    _check.floating("y", y)
+    for name, z in (("x", x), ("y", y)):
+        if not bool(_check.floating(name, z).isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 10:
         raise ValueError(
             f"x and y must be sets of at least 10 items of one shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    return x.flatten(1).double().cpu().numpy(), y.flatten(1).double().cpu().numpy()
+    return tuple(z.reshape(len(z), -1).double().cpu().numpy() for z in (x, y))

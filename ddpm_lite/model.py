@@ -36,7 +36,13 @@ class Model:
     card: dict[str, object] = field(default_factory=dict)
 
     def sample(
-        self, n: int, *, sampler: str = "ddim", steps: int | None = 50, seed: int | None = None, **options: object
+        self,
+        n: int,
+        *,
+        sampler: str = "ddim",
+        steps: int | None = 50,
+        seed: int | None = None,
+        **options: object,
     ) -> Tensor:
         """Draw ``n`` images.
 
@@ -54,13 +60,31 @@ class Model:
         return deque(states, maxlen=1).pop().x_t.clamp(-1, 1)
 
     def trajectory(
-        self, n: int, *, sampler: str = "ddim", steps: int | None = 50, seed: int | None = None, **options: object
+        self,
+        n: int,
+        *,
+        sampler: str = "ddim",
+        steps: int | None = 50,
+        seed: int | None = None,
+        **options: object,
     ) -> Iterator[State]:
         """The states that ``sample`` goes through, from noise to images; the arguments are the same."""
         _check.integer("n", n, 1)
-        generator = None if seed is None else torch.Generator().manual_seed(_check.integer("seed", seed, 0))
+        generator = (
+            None
+            if seed is None
+            else torch.Generator().manual_seed(_check.integer("seed", seed, 0))
+        )
         options = {"clip": 1.0, **options}
-        return trajectory(self.unet, self.diffusion, (n, *self.shape), sampler, steps, generator, **options)
+        return trajectory(
+            self.unet,
+            self.diffusion,
+            (n, *self.shape),
+            sampler,
+            steps,
+            generator,
+            **options,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the model to ``path`` (a ``.safetensors`` file), all or nothing."""
@@ -89,7 +113,11 @@ def load(name: str | Path) -> Model:
         CheckpointError: if the file is damaged or holds something else.
     """
     weights = resources.files("ddpm_lite.weights")
-    bundled = sorted(Path(file.name).stem for file in weights.iterdir() if file.name.endswith(".safetensors"))
+    bundled = sorted(
+        Path(file.name).stem
+        for file in weights.iterdir()
+        if file.name.endswith(".safetensors")
+    )
     if str(name) in bundled:
         with resources.as_file(weights / f"{name}.safetensors") as path:
             return _read(path)
@@ -107,12 +135,17 @@ def load(name: str | Path) -> Model:
 def _read(path: Path) -> Model:
     tensors, description = checkpoint.load(path)
     if description.get("kind") != "ddpm_lite.Model":
-        raise checkpoint.CheckpointError(f"{path} holds no model, but {json.dumps(description.get('kind'))}")
+        raise checkpoint.CheckpointError(
+            f"{path} holds no model, but {json.dumps(description.get('kind'))}"
+        )
     try:
         unet = UNet(**description["unet"])
         unet.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
         diffusion = GaussianDiffusion(NoiseSchedule(description["beta"]))
         shape = tuple(description["shape"])
+        unet.check_shape("a batch", (1, *shape))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"{path} does not fit its description: {error}") from error
+        raise checkpoint.CheckpointError(
+            f"{path} does not fit its description: {error}"
+        ) from error
     return Model(unet.eval(), diffusion, shape, description.get("card", {}))

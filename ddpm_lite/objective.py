@@ -16,7 +16,10 @@ EpsModel = Callable[[Tensor, Tensor], Tensor]
 
 
 def simple_loss(
-    eps_model: EpsModel, diffusion: GaussianDiffusion, x_0: Tensor, generator: torch.Generator | None = None
+    eps_model: EpsModel,
+    diffusion: GaussianDiffusion,
+    x_0: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """L_simple: the mean of (ε - ε_θ(x_t, t))², with t uniform on 1..T (Ho et al. 2020, equation 14).
 
@@ -31,6 +34,9 @@ def simple_loss(
     """
     _check.floating("x_0", x_0)
     device = x_0.device if generator is None else generator.device
-    t = torch.randint(1, diffusion.T + 1, x_0.shape[:1], device=device, generator=generator).to(x_0.device)
+    t = torch.randint(
+        1, diffusion.T + 1, x_0.shape[:1], device=device, generator=generator
+    ).to(x_0.device)
     eps = gaussian.randn(x_0.shape, x_0, generator)
-    return F.mse_loss(eps_model(diffusion.q_sample(x_0, t, eps), t), eps)
+    predicted = eps_model(diffusion.q_sample(x_0, t, eps), t)
+    return F.mse_loss(_check.like("eps_model(x_t, t)", predicted, "x_t", eps), eps)

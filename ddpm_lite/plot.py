@@ -12,10 +12,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lite import checkpoint
+from ddpm_lite import _check, checkpoint
 
 #: Colours that stay apart for colour-blind readers (Okabe & Ito 2008).
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#777777",
+)
 
 _STYLE = {
     "axes.grid": True,
@@ -39,7 +46,9 @@ def use_style() -> None:
     plt.rcParams.update(_STYLE)
 
 
-def image_grid(x_0: Tensor, columns: int = 8, *, row_labels: Sequence[str] = (), title: str = "") -> Figure:
+def image_grid(
+    x_0: Tensor, columns: int = 8, *, row_labels: Sequence[str] = (), title: str = ""
+) -> Figure:
     """Images side by side, row by row.
 
     Args:
@@ -48,19 +57,32 @@ def image_grid(x_0: Tensor, columns: int = 8, *, row_labels: Sequence[str] = (),
         row_labels: a text to the left of each row.
         title: a text above.
     """
+    _check.floating("x_0", x_0)
+    if x_0.ndim != 4 or x_0.shape[0] == 0 or x_0.shape[1] not in (1, 3):
+        raise ValueError(
+            f"x_0 must have shape (N, C, H, W), N at least 1, C 1 or 3, got {tuple(x_0.shape)}"
+        )
+    _check.integer("columns", columns, 1)
     images = ((x_0.detach().cpu().float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
     rows = -(-len(images) // columns)
     size = 0.62
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(size * columns + (0.7 if row_labels else 0), size * rows), squeeze=False
+            rows,
+            columns,
+            figsize=(size * columns + (0.7 if row_labels else 0), size * rows),
+            squeeze=False,
         )
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, image in zip(axes.flat, images):
-            axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(
+                image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+            )
         for axis, label in zip(axes[:, 0], row_labels):
-            axis.text(-0.15, 0.5, label, transform=axis.transAxes, ha="right", va="center")
+            axis.text(
+                -0.15, 0.5, label, transform=axis.transAxes, ha="right", va="center"
+            )
         if title:
             figure.suptitle(title)
     return figure
@@ -91,5 +113,5 @@ def show_source(item: Callable[..., object] | type) -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to ``path`` (the ending names the format), all or nothing, and close it."""
     with checkpoint.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, format=Path(path).suffix[1:] or "png")
     plt.close(figure)

@@ -27,7 +27,9 @@ class GaussianDiffusion:
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
+            raise TypeError(
+                f"schedule must be a NoiseSchedule, got {type(schedule).__name__}"
+            )
         self.schedule = schedule
 
     @property
@@ -46,23 +48,27 @@ class GaussianDiffusion:
         signal, noise = self._amplitudes(_check.floating("x_0", x_0), t)
         return signal * x_0 + noise * _check.like("eps", eps, "x_0", x_0)
 
-    def q_chain(self, x_0: Tensor, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    def q_chain(
+        self, x_0: Tensor, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
         """x_1, x_2, ..., x_T, each one step from the last: x_t = √(1 - β_t) x_{t-1} + √β_t ε (equation 2).
 
         For pictures and comparisons; ``q_sample`` reaches any x_t at once.
         """
         x = _check.floating("x_0", x_0)
         for beta in self.schedule.beta[1:].tolist():
-            x = (1 - beta) ** 0.5 * x + beta**0.5 * gaussian.randn(x.shape, x, generator)
+            x = (1 - beta) ** 0.5 * x + beta**0.5 * gaussian.randn(
+                x.shape, x, generator
+            )
             yield x
 
     def q_posterior(
         self, x_0: Tensor, x_t: Tensor, t: Tensor | int, s: Tensor | int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(x_s | x_t, x_0) for s < t (Ho et al., equations 6 and 7; chapter 5).
+        """Mean and variance of q(x_s | x_t, x_0), s < t (Ho et al., equations 6, 7).
 
-        With α = ᾱ_t / ᾱ_s the mean is √ᾱ_s (1 - α)/(1 - ᾱ_t) x_0 + √α (1 - ᾱ_s)/(1 - ᾱ_t) x_t and the
-        variance (1 - α)(1 - ᾱ_s)/(1 - ᾱ_t). At s = 0 they are x_0 and 0.
+        With α = ᾱ_t / ᾱ_s, the mean is √ᾱ_s (1 - α)/(1 - ᾱ_t) x_0 + √α (1 - ᾱ_s)/(1 - ᾱ_t) x_t,
+        and the variance (1 - α)(1 - ᾱ_s)/(1 - ᾱ_t); at s = 0 they are x_0 and 0. Chapter 5.
 
         Args:
             x_0, x_t: clean and noisy data, shape (B, ...).
@@ -74,17 +80,22 @@ class GaussianDiffusion:
         """
         _check.like("x_t", x_t, "x_0", _check.floating("x_0", x_0))
         t, s = self._pair(x_0, t, s)
-        alpha_bar_t, alpha_bar_s = self.schedule.alpha_bar_at(t), self.schedule.alpha_bar_at(s)
+        alpha_bar_t = self.schedule.alpha_bar_at(t)
+        alpha_bar_s = self.schedule.alpha_bar_at(s)
         alpha = alpha_bar_t / alpha_bar_s
         weight_0 = alpha_bar_s.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
         weight_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
         variance = (1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
         return _as(weight_0, x_0) * x_0 + _as(weight_t, x_0) * x_t, _as(variance, x_0)
 
-    def transition_variance(self, x_t: Tensor, t: Tensor | int, s: Tensor | int | None = None) -> Tensor:
+    def transition_variance(
+        self, x_t: Tensor, t: Tensor | int, s: Tensor | int | None = None
+    ) -> Tensor:
         """Variance of q(x_t | x_s), 1 - ᾱ_t / ᾱ_s, which is β_t when s = t - 1; shape (B, 1, ..., 1)."""
         t, s = self._pair(_check.floating("x_t", x_t), t, s)
-        return _as(1 - self.schedule.alpha_bar_at(t) / self.schedule.alpha_bar_at(s), x_t)
+        return _as(
+            1 - self.schedule.alpha_bar_at(t) / self.schedule.alpha_bar_at(s), x_t
+        )
 
     def predict_x_0(self, x_t: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
         """The x_0 that ``eps`` implies: (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t (Ho et al., equation 9 rearranged)."""
@@ -116,12 +127,16 @@ class GaussianDiffusion:
         alpha_bar = self.schedule.alpha_bar_at(_check.times("t", t, x, 1, self.T))
         return _as(alpha_bar.sqrt(), x), _as((1 - alpha_bar).sqrt(), x)
 
-    def _pair(self, x: Tensor, t: Tensor | int, s: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    def _pair(
+        self, x: Tensor, t: Tensor | int, s: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
         """The checked time steps s < t."""
         t = _check.times("t", t, x, 1, self.T)
         s = t - 1 if s is None else _check.times("s", s, x, 0, self.T)
         if bool((s >= t).any()):
-            raise ValueError(f"s must be smaller than t, got s = {s.tolist()} and t = {t.tolist()}")
+            raise ValueError(
+                f"s must be smaller than t, got s = {s.tolist()} and t = {t.tolist()}"
+            )
         return t, s
 
 

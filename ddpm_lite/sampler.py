@@ -60,7 +60,7 @@ def ancestral(
     if variance not in ("posterior", "beta"):
         raise ValueError(f'variance must be "posterior" or "beta", got {variance!r}')
     x_t = x_T
-    for t, s in _pairs(diffusion, x_T, times):
+    for t, s in _pairs(diffusion, x_T, times, clip):
         x_0, _ = _estimate(eps_model, diffusion, x_t, t, clip)
         yield State(t, x_t, x_0)
         mean, step_variance = diffusion.q_posterior(x_0, x_t, t, s)
@@ -98,12 +98,17 @@ def ddim(
     eta = _check.number("eta", eta, 0, 1)
     alpha_bar = diffusion.schedule.alpha_bar
     x_t = x_T
-    for t, s in _pairs(diffusion, x_T, times):
+    for t, s in _pairs(diffusion, x_T, times, clip):
         x_0, eps = _estimate(eps_model, diffusion, x_t, t, clip)
         yield State(t, x_t, x_0)
-        posterior_variance = (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * (1 - alpha_bar[t] / alpha_bar[s])
+        posterior_variance = (
+            (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * (1 - alpha_bar[t] / alpha_bar[s])
+        )
         sigma = eta * float(posterior_variance) ** 0.5
-        x_t = float(alpha_bar[s]) ** 0.5 * x_0 + max(float(1 - alpha_bar[s]) - sigma**2, 0) ** 0.5 * eps
+        x_t = (
+            float(alpha_bar[s]) ** 0.5 * x_0
+            + max(float(1 - alpha_bar[s]) - sigma**2, 0) ** 0.5 * eps
+        )
         if sigma > 0:
             x_t = x_t + sigma * gaussian.randn(x_t.shape, x_t, generator)
     yield State(0, x_t, x_t)
@@ -123,12 +128,18 @@ def trajectory(
 ) -> Iterator[State]:
     """Fresh noise, then every state of the reverse process; the arguments are those of ``sample``."""
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    parameters = eps_model.parameters() if isinstance(eps_model, torch.nn.Module) else iter(())
+        raise ValueError(
+            f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}"
+        )
+    parameters = (
+        eps_model.parameters() if isinstance(eps_model, torch.nn.Module) else iter(())
+    )
     like = next(parameters, torch.empty(0))
     x_T = gaussian.randn(tuple(shape), torch.empty(0, device=like.device), generator)
     times = diffusion.schedule.times(steps)
-    return SAMPLERS[sampler](eps_model, diffusion, x_T, times, generator=generator, **options)
+    return SAMPLERS[sampler](
+        eps_model, diffusion, x_T, times, generator=generator, **options
+    )
 
 
 def sample(
@@ -157,21 +168,46 @@ def sample(
     Raises:
         TypeError, ValueError: for an unknown sampler, and as the sampler does.
     """
-    states = trajectory(eps_model, diffusion, shape, sampler, steps, generator, **options)
-    return deque(states, maxlen=1).pop().x_t  # the last one, T steps without keeping T states
+    states = trajectory(
+        eps_model, diffusion, shape, sampler, steps, generator, **options
+    )
+    return (
+        deque(states, maxlen=1).pop().x_t
+    )  # the last one, T steps without keeping T states
 
 
-def _pairs(diffusion: GaussianDiffusion, x_T: Tensor, times: Sequence[int] | None) -> list[tuple[int, int]]:
+def _pairs(
+    diffusion: GaussianDiffusion,
+    x_T: Tensor,
+    times: Sequence[int] | None,
+    clip: float | None,
+) -> list[tuple[int, int]]:
     """The steps (t, s) of a sampler, checked."""
     _check.floating("x_T", x_T)
-    times = diffusion.schedule.times() if times is None else [_check.integer("times", t, 0) for t in times]
-    if times[:1] != [diffusion.T] or times[-1] != 0 or any(s >= t for t, s in pairwise(times)):
-        raise ValueError(f"times must fall strictly from T = {diffusion.T} to 0, got {times}")
+    if clip is not None:
+        _check.number("clip", clip, 0)
+    times = (
+        diffusion.schedule.times()
+        if times is None
+        else [_check.integer("times", t, 0) for t in times]
+    )
+    if (
+        times[:1] != [diffusion.T]
+        or times[-1] != 0
+        or any(s >= t for t, s in pairwise(times))
+    ):
+        raise ValueError(
+            f"times must fall strictly from T = {diffusion.T} to 0, got {times}"
+        )
     return list(pairwise(times))
 
 
 def _estimate(
-    eps_model: EpsModel, diffusion: GaussianDiffusion, x_t: Tensor, t: int, clip: float | None
+    eps_model: EpsModel,
+    diffusion: GaussianDiffusion,
+    x_t: Tensor,
+    t: int,
+    clip: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The model's x̂_0, clipped on request, and the ε̂ that goes with it."""
     steps = torch.full(x_t.shape[:1], t, dtype=torch.int64, device=x_t.device)

@@ -43,7 +43,9 @@ class NoiseSchedule:
     def __init__(self, beta: Tensor | Sequence[float]) -> None:
         beta = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
         if beta.ndim != 1 or beta.numel() == 0:
-            raise ValueError(f"beta must be a list of at least one value, got shape {tuple(beta.shape)}")
+            raise ValueError(
+                f"beta must be a list of at least one value, got shape {tuple(beta.shape)}"
+            )
         if not bool(((beta > 0) & (beta < 1)).all()):
             raise ValueError(
                 "every beta must lie strictly between 0 and 1, "
@@ -98,10 +100,17 @@ class NoiseSchedule:
                 decreasing; 0 is always kept and may be left out.
         """
         kept = sorted(set(times) - {0})
-        if len(kept) + (0 in times) != len(times) or list(times) not in (sorted(times), sorted(times)[::-1]):
-            raise ValueError(f"times must be strictly increasing or strictly decreasing, got {list(times)}")
+        if len(kept) + (0 in times) != len(times) or list(times) not in (
+            sorted(times),
+            sorted(times)[::-1],
+        ):
+            raise ValueError(
+                f"times must be strictly increasing or strictly decreasing, got {list(times)}"
+            )
         if not kept:
-            raise ValueError(f"times must keep at least one time after 0, got {list(times)}")
+            raise ValueError(
+                f"times must keep at least one time after 0, got {list(times)}"
+            )
         for t in kept:
             _check.integer("times", t, 1, self.T)
         alpha_bar = self.alpha_bar[[0, *kept]]
@@ -114,7 +123,9 @@ class NoiseSchedule:
         )
 
 
-def linear_schedule(T: int = 1000, beta_1: float | None = None, beta_T: float | None = None) -> NoiseSchedule:
+def linear_schedule(
+    T: int = 1000, beta_1: float | None = None, beta_T: float | None = None
+) -> NoiseSchedule:
     """β_t rises evenly from β_1 to β_T (Ho et al. 2020, section 4).
 
     Args:
@@ -136,7 +147,9 @@ def linear_schedule(T: int = 1000, beta_1: float | None = None, beta_T: float | 
     return NoiseSchedule(torch.linspace(first, last, T, dtype=torch.float64))
 
 
-def cosine_schedule(T: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> NoiseSchedule:
+def cosine_schedule(
+    T: int = 1000, offset: float = 0.008, beta_max: float = 0.999
+) -> NoiseSchedule:
     """ᾱ_t falls like a squared cosine (Nichol & Dhariwal 2021, equation 17).
 
     ᾱ_t = f(t) / f(0), f(t) = cos²(π/2 · (t/T + offset) / (1 + offset)), and β_t = min(1 - ᾱ_t/ᾱ_{t-1}, beta_max).

@@ -39,11 +39,19 @@ def complete_the_square(log_density: Expr, x: Symbol) -> Gaussian:
     Raises:
         ValueError: if ``log_density`` is not a quadratic polynomial in ``x``.
     """
-    polynomial = sp.Poly(sp.expand(log_density), x) if sp.expand(log_density).is_polynomial(x) else None
+    polynomial = (
+        sp.Poly(sp.expand(log_density), x)
+        if sp.expand(log_density).is_polynomial(x)
+        else None
+    )
     if polynomial is None or polynomial.degree() != 2:
         raise ValueError(f"log_density must be quadratic in {x}, got {log_density}")
     half_a, b, _ = polynomial.all_coeffs()
     a = -2 * half_a
+    if a.is_nonpositive:
+        raise ValueError(
+            f"log_density must fall away from its peak in {x}, got {log_density}"
+        )
     return Gaussian(sp.simplify(b / a), sp.simplify(1 / a))
 
 

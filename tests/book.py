@@ -24,7 +24,9 @@ def prose(path: Path) -> str:
     """The Markdown of a page, all cells of a notebook joined."""
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
-    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    return "\n\n".join(
+        cell.source for cell in read(path).cells if cell.cell_type == "markdown"
+    )
 
 
 def equation_labels(path: Path) -> list[str]:

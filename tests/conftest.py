@@ -32,7 +32,9 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
         with torch.no_grad():
             for parameter in module.parameters():
                 scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(
+                    scale * torch.randn(parameter.shape, generator=generator)
+                )
         return module
 
     return randomise
@@ -41,8 +43,12 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
 @pytest.fixture
 def tiny_model(randomised) -> Model:
     """A model that is quick to run, of 8×8 images, with random weights."""
-    unet = randomised(UNet(base_channels=8, channel_mults=(1, 2), blocks_per_level=1, groups=4)).eval()
-    return Model(unet, GaussianDiffusion(linear_schedule(50)), (1, 8, 8), {"data": "none"})
+    unet = randomised(
+        UNet(base_channels=8, channel_mults=(1, 2), blocks_per_level=1, groups=4)
+    ).eval()
+    return Model(
+        unet, GaussianDiffusion(linear_schedule(50)), (1, 8, 8), {"data": "none"}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +61,11 @@ def p_value() -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
     """
 
     def test(x: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> float:
-        x, mean, cov = np.asarray(x, np.float64), np.asarray(mean, np.float64), np.asarray(cov, np.float64)
+        x, mean, cov = (
+            np.asarray(x, np.float64),
+            np.asarray(mean, np.float64),
+            np.asarray(cov, np.float64),
+        )
         n, d = x.shape
         z = np.linalg.solve(np.linalg.cholesky(cov), (x - mean).T).T
         p = [stats.chi2.sf(n * (z.mean(0) ** 2).sum(), d)]

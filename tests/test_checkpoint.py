@@ -13,7 +13,11 @@ from safetensors.torch import save_file
 
 from ddpm_lite import CheckpointError, checkpoint
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, -2]), "c": torch.ones(3, dtype=torch.bfloat16)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.tensor([1, -2]),
+    "c": torch.ones(3, dtype=torch.bfloat16),
+}
 DESCRIPTION = {"kind": "test", "numbers": [1, 2.5, None], "name": "β̃"}
 
 
@@ -41,7 +45,16 @@ def test_load_returns_what_was_saved(path):
 
 @given(
     st.lists(st.integers(0, 4), max_size=4),
-    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]),
+    st.sampled_from(
+        [
+            torch.float16,
+            torch.bfloat16,
+            torch.float32,
+            torch.float64,
+            torch.int64,
+            torch.bool,
+        ]
+    ),
 )
 @settings(max_examples=25, deadline=None)
 def test_any_shape_and_dtype_survives(tmp_path_factory, shape, dtype):
@@ -54,7 +67,9 @@ def test_any_shape_and_dtype_survives(tmp_path_factory, shape, dtype):
 
 def test_views_and_parameters_can_be_saved(tmp_path):
     weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
-    checkpoint.save(tmp_path / "x.safetensors", {"w": weight, "transposed": weight.T}, {})
+    checkpoint.save(
+        tmp_path / "x.safetensors", {"w": weight, "transposed": weight.T}, {}
+    )
     tensors, _ = checkpoint.load(tmp_path / "x.safetensors")
     assert torch.equal(tensors["transposed"], weight.detach().T)
 
@@ -73,7 +88,10 @@ def test_a_file_cut_anywhere_is_refused(path):
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or no safetensors file"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"model\.safetensors is damaged or no safetensors file",
+        ):
             checkpoint.load(path)
 
 
@@ -86,16 +104,24 @@ def test_a_file_with_something_behind_is_refused(path):
 def test_a_damaged_header_is_refused(path):
     content = path.read_bytes()
     for position in range(8):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        path.write_bytes(
+            content[:position]
+            + bytes([content[position] ^ 0xFF])
+            + content[position + 1 :]
+        )
         with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
             checkpoint.load(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ddpm_lite": "{not JSON"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"ddpm_lite": "{not JSON"}]
+)
 def test_a_foreign_safetensors_file_is_refused(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.ones(2)}, path, metadata)
-    with pytest.raises(CheckpointError, match=r"foreign\.safetensors was not written by ddpm_lite"):
+    with pytest.raises(
+        CheckpointError, match=r"foreign\.safetensors was not written by ddpm_lite"
+    ):
         checkpoint.load(path)
 
 
@@ -103,7 +129,9 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path, metadata):
 def test_a_description_that_is_no_object_is_refused(tmp_path, description):
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.ones(2)}, path, {"ddpm_lite": description})
-    with pytest.raises(CheckpointError, match=r"foreign\.safetensors was not written by ddpm_lite"):
+    with pytest.raises(
+        CheckpointError, match=r"foreign\.safetensors was not written by ddpm_lite"
+    ):
         checkpoint.load(path)
 
 
@@ -117,23 +145,32 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda thing, path: Path(path).write_bytes(pickle.dumps(thing))])
+@pytest.mark.parametrize(
+    "write",
+    [torch.save, lambda thing, path: Path(path).write_bytes(pickle.dumps(thing))],
+)
 def test_a_pickle_is_refused_and_not_run(tmp_path, write):
     path, trap = tmp_path / "model.safetensors", tmp_path / "trap"
     write(Trap(trap), path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is damaged or no safetensors file"
+    ):
         checkpoint.load(path)
     assert not trap.exists()
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at .*nowhere\.safetensors"
+    ):
         checkpoint.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         checkpoint.load(tmp_path)
 
 
-def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(
+    path, monkeypatch
+):
     whole = Path.write_bytes
 
     def half(self, content):

@@ -42,7 +42,17 @@ def interrupt_at(monkeypatch, step, error):
 
 def test_train_writes_a_model_that_loads_with_a_card(tmp_path, capsys):
     out = tmp_path / "runs" / "x"
-    arguments = ["train", "--data", "digits", "--steps", "5", "--seed", "3", "--out", str(out)]
+    arguments = [
+        "train",
+        "--data",
+        "digits",
+        "--steps",
+        "5",
+        "--seed",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     assert os.listdir(out) == ["model.safetensors"]
     card = load(out).card
@@ -55,7 +65,12 @@ def test_train_writes_a_model_that_loads_with_a_card(tmp_path, capsys):
 
 def test_train_with_the_same_seed_gives_the_same_weights(tmp_path):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert main(["train", "--steps", "3", "--seed", seed, "--out", str(tmp_path / name)]) == 0
+        assert (
+            main(
+                ["train", "--steps", "3", "--seed", seed, "--out", str(tmp_path / name)]
+            )
+            == 0
+        )
     a, b, c = (load(tmp_path / name).unet.state_dict() for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
@@ -79,7 +94,9 @@ def test_an_interruption_before_the_first_step_keeps_the_model_that_was_there(
     assert "ddpm-lite: interrupted" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_model_and_fails(tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_model_and_fails(
+    tmp_path, monkeypatch, capsys
+):
     interrupt_at(monkeypatch, 3, FloatingPointError("the loss is nan at step 4"))
     assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 1
     assert "the loss is nan at step 4" in capsys.readouterr().err
@@ -89,8 +106,24 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_model_and_fails(tmp_path,
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_sample_writes_whole_pictures(run_folder, capsys, sampler):
     out = run_folder / "pictures"
-    arguments = ["sample", str(run_folder), "-n", "9", "--sampler", sampler, "--steps", "12", "--seed", "0"]
-    assert main([*arguments, "--out", str(out / "a.png"), "--emergence", str(out / "b.png")]) == 0
+    arguments = [
+        "sample",
+        str(run_folder),
+        "-n",
+        "9",
+        "--sampler",
+        sampler,
+        "--steps",
+        "12",
+        "--seed",
+        "0",
+    ]
+    assert (
+        main(
+            [*arguments, "--out", str(out / "a.png"), "--emergence", str(out / "b.png")]
+        )
+        == 0
+    )
     assert sorted(os.listdir(out)) == ["a.png", "b.png"]
     for name in ("a.png", "b.png"):
         assert matplotlib.image.imread(out / name).std() > 0.01
@@ -100,7 +133,23 @@ def test_sample_writes_whole_pictures(run_folder, capsys, sampler):
 def test_sample_with_a_seed_draws_the_same_picture(run_folder):
     pictures = []
     for seed in ("1", "1", "2"):
-        assert main(["sample", str(run_folder), "-n", "4", "--steps", "2", "--seed", seed, "--out", "x.png"]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    str(run_folder),
+                    "-n",
+                    "4",
+                    "--steps",
+                    "2",
+                    "--seed",
+                    seed,
+                    "--out",
+                    "x.png",
+                ]
+            )
+            == 0
+        )
         pictures.append(matplotlib.image.imread("x.png"))
     assert (pictures[0] == pictures[1]).all()
     assert (pictures[0] != pictures[2]).any()
@@ -113,27 +162,63 @@ def _in_a_folder_of_its_own(tmp_path_factory, monkeypatch):
 
 @pytest.mark.parametrize("steps", [1, 9, 10, 50])
 def test_emergence_serves_any_number_of_steps(run_folder, steps):
-    assert main(["sample", str(run_folder), "-n", "1", "--steps", str(steps), "--emergence", "e.png"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                str(run_folder),
+                "-n",
+                "1",
+                "--steps",
+                str(steps),
+                "--emergence",
+                "e.png",
+            ]
+        )
+        == 0
+    )
     assert sorted(os.listdir()) == ["e.png", "samples.png"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "didgits"], "ddpm-lite: no model 'didgits': neither a bundled model"),
+        (
+            ["sample", "didgits"],
+            "ddpm-lite: no model 'didgits': neither a bundled model",
+        ),
         (["sample", "RUN", "-n", "0"], "ddpm-lite: n must be at least 1, got 0"),
-        (["sample", "RUN", "--steps", "0"], "ddpm-lite: steps must be between 1 and 50, got 0"),
-        (["sample", "RUN", "--steps", "51"], "ddpm-lite: steps must be between 1 and 50, got 51"),
-        (["sample", "RUN", "--seed", "-1"], "ddpm-lite: seed must be at least 0, got -1"),
+        (
+            ["sample", "RUN", "--steps", "0"],
+            "ddpm-lite: steps must be between 1 and 50, got 0",
+        ),
+        (
+            ["sample", "RUN", "--steps", "51"],
+            "ddpm-lite: steps must be between 1 and 50, got 51",
+        ),
+        (
+            ["sample", "RUN", "--seed", "-1"],
+            "ddpm-lite: seed must be at least 0, got -1",
+        ),
         (["sample", "RUN", "--steps", "2", "--out", "x.xyz"], "xyz"),
-        (["sample", "RUN", "--steps", "2", "--out", "RUN/model.safetensors/x.png"], "model.safetensors"),
+        (
+            ["sample", "RUN", "--steps", "2", "--out", "RUN/model.safetensors/x.png"],
+            "model.safetensors",
+        ),
         (["train", "--steps", "0"], "ddpm-lite: steps must be at least 1, got 0"),
         (["train", "--seed", "-1"], "ddpm-lite: seed must be at least 0, got -1"),
-        (["train", "--steps", "2", "--out", "RUN/model.safetensors/x"], "model.safetensors"),
+        (
+            ["train", "--steps", "2", "--out", "RUN/model.safetensors/x"],
+            "model.safetensors",
+        ),
     ],
 )
-def test_what_cannot_be_done_fails_with_one_line_and_leaves_no_file(run_folder, capsys, arguments, message):
-    assert main([argument.replace("RUN", str(run_folder)) for argument in arguments]) == 1
+def test_what_cannot_be_done_fails_with_one_line_and_leaves_no_file(
+    run_folder, capsys, arguments, message
+):
+    assert (
+        main([argument.replace("RUN", str(run_folder)) for argument in arguments]) == 1
+    )
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ddpm-lite: ")
     assert message in error
@@ -177,9 +262,29 @@ def test_a_wrong_call_exits_with_2_and_shows_the_usage(capsys, arguments):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["train", "sample", "--version", "ddpm-lite sample digits --out digits.png"]),
+        (
+            [],
+            [
+                "train",
+                "sample",
+                "--version",
+                "ddpm-lite sample digits --out digits.png",
+            ],
+        ),
         (["train"], ["--data", "--steps", "--seed", "--out", "mnist", "Example:"]),
-        (["sample"], ["-n", "--sampler", "--steps", "--seed", "--out", "--emergence", "ancestral", "Example:"]),
+        (
+            ["sample"],
+            [
+                "-n",
+                "--sampler",
+                "--steps",
+                "--seed",
+                "--out",
+                "--emergence",
+                "ancestral",
+                "Example:",
+            ],
+        ),
     ],
 )
 def test_help_names_every_option_and_gives_an_example(capsys, command, words):
@@ -199,10 +304,24 @@ def test_version(capsys):
 
 
 def test_python_m_ddpm_lite_is_the_command_line(run_folder):
-    command = [sys.executable, "-m", "ddpm_lite", "sample", str(run_folder), "-n", "2", "--steps", "2"]
-    done = subprocess.run([*command, "--out", "x.png"], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "ddpm_lite",
+        "sample",
+        str(run_folder),
+        "-n",
+        "2",
+        "--steps",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, "--out", "x.png"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, os.listdir()) == (0, ["x.png"]), done.stderr
-    done = subprocess.run([*command, "--steps", "0"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--steps", "0"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "steps must be between 1 and 50, got 0" in done.stderr
     assert "Traceback" not in done.stderr

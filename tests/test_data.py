@@ -20,47 +20,112 @@ def test_every_grey_value_survives_the_way_to_floats_and_back(levels):
     grey = torch.arange(levels, dtype=torch.int64).to(torch.uint8)
     x_0 = data.from_uint8(grey, levels)
     assert (x_0.dtype, float(x_0[0]), float(x_0[-1])) == (torch.float32, -1, 1)
-    assert torch.allclose(x_0.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        x_0.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=1e-6
+    )
     assert torch.equal(data.to_uint8(x_0, levels), grey)
     truncated = ((x_0 + 1) * ((levels - 1) / 2)).to(torch.uint8)
-    assert levels < 256 or not torch.equal(truncated, grey), "without rounding some value is lost"
+    assert levels < 256 or not torch.equal(truncated, grey), (
+        "without rounding some value is lost"
+    )
 
 
-@given(st.floats(allow_nan=False, width=32), st.sampled_from([torch.float16, torch.float32, torch.float64]))
+@given(
+    st.floats(allow_nan=False, width=32),
+    st.sampled_from([torch.float16, torch.float32, torch.float64]),
+)
 @settings(max_examples=50, deadline=None)
 def test_any_float_becomes_the_nearest_grey_value(value, dtype):
     x_0 = torch.tensor([value]).to(dtype)
     nearest = np.clip((x_0.double().numpy() + 1) * 127.5, 0, 255)
-    assert abs(float(data.to_uint8(x_0)) - nearest[0]) <= (0.56 if dtype == torch.float16 else 0.5001)
+    assert abs(float(data.to_uint8(x_0)) - nearest[0]) <= (
+        0.56 if dtype == torch.float16 else 0.5001
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: data.from_uint8(torch.zeros(2)), TypeError, r"images must be a uint8 tensor, got torch\.float32"),
-        (lambda: data.from_uint8(torch.zeros(2).long()), TypeError, r"images must be a uint8 tensor, got torch\.int64"),
-        (lambda: data.from_uint8(np.zeros(2, np.uint8)), TypeError, "images must be a uint8 tensor, got uint8|ndarray"),
+        (
+            lambda: data.from_uint8(torch.zeros(2)),
+            TypeError,
+            r"images must be a uint8 tensor, got torch\.float32",
+        ),
+        (
+            lambda: data.from_uint8(torch.zeros(2).long()),
+            TypeError,
+            r"images must be a uint8 tensor, got torch\.int64",
+        ),
+        (
+            lambda: data.from_uint8(np.zeros(2, np.uint8)),
+            TypeError,
+            "images must be a uint8 tensor, got uint8|ndarray",
+        ),
         (
             lambda: data.from_uint8(torch.tensor([17]).byte(), 17),
             ValueError,
             "images must .* below levels = 17, got 17",
         ),
-        (lambda: data.from_uint8(torch.zeros(2).byte(), 1), ValueError, "levels must be between 2 and 256, got 1"),
-        (lambda: data.to_uint8(torch.zeros(2).byte()), TypeError, r"x_0 must be floating point, got torch\.uint8"),
-        (lambda: data.to_uint8(torch.tensor([0.0, float("nan")])), ValueError, "x_0 must have no NaN"),
+        (
+            lambda: data.from_uint8(torch.zeros(2).byte(), 1),
+            ValueError,
+            "levels must be between 2 and 256, got 1",
+        ),
+        (
+            lambda: data.to_uint8(torch.zeros(2).byte()),
+            TypeError,
+            r"x_0 must be floating point, got torch\.uint8",
+        ),
+        (
+            lambda: data.to_uint8(torch.tensor([0.0, float("nan")])),
+            ValueError,
+            "x_0 must have no NaN",
+        ),
         (
             lambda: data.check_images(torch.zeros(2, 8, 8)),
             ValueError,
             r"x_0 must have shape \(N, C, H, W\).*\(2, 8, 8\)",
         ),
-        (lambda: data.check_images(torch.zeros(0, 1, 8, 8)), ValueError, "x_0 must have shape .* N at least 1"),
-        (lambda: data.check_images(255 * torch.ones(1, 1, 2, 2)), ValueError, r"lie in \[-1, 1\], .* from 255 to 255"),
-        (lambda: data.check_images(torch.full((1, 1, 2, 2), torch.nan)), ValueError, r"lie in \[-1, 1\], .* nan"),
-        (lambda: data.check_images(torch.zeros(1, 1, 2, 2).byte()), TypeError, "x_0 must be floating point"),
-        (lambda: data.digits("valid"), ValueError, """split must be "train" or "test", got 'valid'"""),
-        (lambda: data.mnist("valid"), ValueError, """split must be "train" or "test", got 'valid'"""),
-        (lambda: data.load("cifar"), ValueError, "data must be one of digits, mnist, got 'cifar'"),
-        (lambda: data.points("line", 10), ValueError, "name must be \"spiral\", .* got 'line'"),
+        (
+            lambda: data.check_images(torch.zeros(0, 1, 8, 8)),
+            ValueError,
+            "x_0 must have shape .* N at least 1",
+        ),
+        (
+            lambda: data.check_images(255 * torch.ones(1, 1, 2, 2)),
+            ValueError,
+            r"lie in \[-1, 1\], .* from 255 to 255",
+        ),
+        (
+            lambda: data.check_images(torch.full((1, 1, 2, 2), torch.nan)),
+            ValueError,
+            r"lie in \[-1, 1\], .* nan",
+        ),
+        (
+            lambda: data.check_images(torch.zeros(1, 1, 2, 2).byte()),
+            TypeError,
+            "x_0 must be floating point",
+        ),
+        (
+            lambda: data.digits("valid"),
+            ValueError,
+            """split must be "train" or "test", got 'valid'""",
+        ),
+        (
+            lambda: data.mnist("valid"),
+            ValueError,
+            """split must be "train" or "test", got 'valid'""",
+        ),
+        (
+            lambda: data.load("cifar"),
+            ValueError,
+            "data must be one of digits, mnist, got 'cifar'",
+        ),
+        (
+            lambda: data.points("line", 10),
+            ValueError,
+            "name must be \"spiral\", .* got 'line'",
+        ),
         (lambda: data.points("moons", 1), ValueError, "n must be at least 2, got 1"),
         (lambda: data.points("moons", 10.0), TypeError, "n must be an int, got 10.0"),
     ],
@@ -80,9 +145,15 @@ def test_digits_are_those_of_scikit_learn_in_two_parts():
     assert train.x_0.shape == (1437, 1, 8, 8)
     assert test.x_0.shape == (360, 1, 8, 8)
     assert train.y.dtype == torch.int64
-    both = [(*map(int, (16 * (x + 1) / 2).round().flatten()), int(y)) for part in (train, test) for x, y in zip(*part)]
+    both = [
+        (*map(int, (16 * (x + 1) / 2).round().flatten()), int(y))
+        for part in (train, test)
+        for x, y in zip(*part)
+    ]
     source = load_digits()
-    assert sorted(both) == sorted((*map(int, x), int(y)) for x, y in zip(source.data, source.target))
+    assert sorted(both) == sorted(
+        (*map(int, x), int(y)) for x, y in zip(source.data, source.target)
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -105,12 +176,17 @@ def test_mnist_is_complete(split, count):
     assert data.check_images(images.x_0).shape == (count, 1, 28, 28)
     assert (float(images.x_0.min()), float(images.x_0.max())) == (-1, 1)
     assert torch.bincount(images.y, minlength=10).min() > count / 12
-    assert images.y[:5].tolist() == {"train": [5, 0, 4, 1, 9], "test": [7, 2, 1, 0, 4]}[split]
+    assert (
+        images.y[:5].tolist()
+        == {"train": [5, 0, 4, 1, 9], "test": [7, 2, 1, 0, 4]}[split]
+    )
 
 
 @pytest.mark.parametrize("folder", ["MNIST/raw", "elsewhere"])
-def test_mnist_that_is_absent_or_incomplete_is_downloaded(tmp_path, monkeypatch, folder):
-    class Offline(RuntimeError):
+def test_mnist_that_is_absent_or_incomplete_is_downloaded(
+    tmp_path, monkeypatch, folder
+):
+    class Offline(Exception):
         pass
 
     def download(self):
@@ -122,7 +198,9 @@ def test_mnist_that_is_absent_or_incomplete_is_downloaded(tmp_path, monkeypatch,
         data.mnist(root=tmp_path)
 
 
-def test_mnist_that_cannot_be_downloaded_is_an_os_error_that_names_the_folder(tmp_path, monkeypatch):
+def test_mnist_that_cannot_be_downloaded_is_an_os_error_that_names_the_folder(
+    tmp_path, monkeypatch
+):
     """torchvision raises a bare RuntimeError, which the command line would show as a traceback."""
 
     def download(self):

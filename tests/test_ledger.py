@@ -39,7 +39,15 @@ def established() -> dict[str, set[str]]:
     collector = Collector()
     with contextlib.redirect_stdout(io.StringIO()):
         status = pytest.main(
-            ["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ROOT / "tests")], [collector]
+            [
+                "--collect-only",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                f"--rootdir={ROOT}",
+                str(ROOT / "tests"),
+            ],
+            [collector],
         )
     assert status == pytest.ExitCode.OK
     return collector.tests
@@ -51,20 +59,27 @@ def test_every_labelled_equation_has_one_entry() -> None:
 
 def test_no_label_is_used_twice_and_all_begin_with_eq() -> None:
     assert [label for label, count in Counter(LABELS).items() if count > 1] == []
-    assert [label for label in LABELS if not re.fullmatch(r"eq-[a-z0-9-]+", label)] == []
+    assert [
+        label for label in LABELS if not re.fullmatch(r"eq-[a-z0-9-]+", label)
+    ] == []
 
 
 def test_entries_say_how_the_equation_is_known() -> None:
     for label, entry in LEDGER.items():
         assert entry["kind"] in {"definition", "symbolic", "numeric", "code"}, label
-        assert set(entry) == ({"kind"} if entry["kind"] == "definition" else {"kind", "test"}), label
+        assert set(entry) == (
+            {"kind"} if entry["kind"] == "definition" else {"kind", "test"}
+        ), label
 
 
-def test_named_tests_exist_and_carry_the_marker(established: dict[str, set[str]]) -> None:
+def test_named_tests_exist_and_carry_the_marker(
+    established: dict[str, set[str]],
+) -> None:
     missing = {
         label: entry["test"]
         for label, entry in LEDGER.items()
-        if entry["kind"] != "definition" and entry["test"] not in established.get(label, set())
+        if entry["kind"] != "definition"
+        and entry["test"] not in established.get(label, set())
     }
     assert missing == {}
 

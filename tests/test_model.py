@@ -9,7 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpm_lite import CheckpointError, Model, UNet, checkpoint, data, linear_schedule, load
+from ddpm_lite import (
+    CheckpointError,
+    Model,
+    UNet,
+    checkpoint,
+    data,
+    linear_schedule,
+    load,
+)
 from ddpm_lite.evaluate import frechet_distance
 from ddpm_lite.train import new_model
 
@@ -39,20 +47,33 @@ def test_a_model_comes_back_as_it_was(tiny_model, saved, place):
     assert again.shape == tiny_model.shape
     assert again.card == tiny_model.card
     assert again.unet.config == tiny_model.unet.config
-    assert torch.equal(again.diffusion.schedule.alpha_bar, tiny_model.diffusion.schedule.alpha_bar)
+    assert torch.equal(
+        again.diffusion.schedule.alpha_bar, tiny_model.diffusion.schedule.alpha_bar
+    )
     assert not again.unet.training
     for name, tensor in tiny_model.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], tensor)
-    assert torch.equal(again.sample(2, steps=3, seed=0), tiny_model.sample(2, steps=3, seed=0))
+    assert torch.equal(
+        again.sample(2, steps=3, seed=0), tiny_model.sample(2, steps=3, seed=0)
+    )
 
 
 def test_weights_in_half_precision_are_loaded_as_float32(tiny_model, saved):
-    rewrite(saved, lambda tensors, _: tensors.update({k: v.half() for k, v in tensors.items()}))
+    rewrite(
+        saved,
+        lambda tensors, _: tensors.update({k: v.half() for k, v in tensors.items()}),
+    )
     assert {p.dtype for p in load(saved).unet.parameters()} == {torch.float32}
 
 
 def test_a_model_with_labels_comes_back(tmp_path, tiny_model):
-    unet = UNet(base_channels=8, channel_mults=(1, 2), blocks_per_level=1, groups=4, num_classes=10)
+    unet = UNet(
+        base_channels=8,
+        channel_mults=(1, 2),
+        blocks_per_level=1,
+        groups=4,
+        num_classes=10,
+    )
     Model(unet, tiny_model.diffusion, (1, 8, 8)).save(tmp_path / "x.safetensors")
     assert load(tmp_path / "x.safetensors").unet.config["num_classes"] == 10
 
@@ -63,7 +84,9 @@ def test_samples_are_images_fixed_by_the_seed(tiny_model, sampler):
     assert (images.shape, images.dtype) == ((3, 1, 8, 8), torch.float32)
     assert float(images.abs().max()) <= 1
     assert torch.equal(images, tiny_model.sample(3, sampler=sampler, steps=5, seed=1))
-    assert not torch.equal(images, tiny_model.sample(3, sampler=sampler, steps=5, seed=2))
+    assert not torch.equal(
+        images, tiny_model.sample(3, sampler=sampler, steps=5, seed=2)
+    )
 
 
 def test_without_a_seed_samples_are_new_every_time(tiny_model):
@@ -73,7 +96,9 @@ def test_without_a_seed_samples_are_new_every_time(tiny_model):
 def test_trajectory_ends_at_the_sample(tiny_model):
     states = list(tiny_model.trajectory(2, steps=5, seed=1))
     assert [state.t for state in states] == tiny_model.diffusion.schedule.times(5)
-    assert torch.equal(states[-1].x_t.clamp(-1, 1), tiny_model.sample(2, steps=5, seed=1))
+    assert torch.equal(
+        states[-1].x_t.clamp(-1, 1), tiny_model.sample(2, steps=5, seed=1)
+    )
     assert max(float(state.x_0.abs().max()) for state in states) <= 1 + 1e-6
 
 
@@ -89,18 +114,27 @@ def test_all_steps_are_taken_when_none_are_given(tiny_model):
         ({"n": True}, TypeError, "n must be an int, got True"),
         ({"steps": 51}, ValueError, "steps must be between 1 and 50, got 51"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"sampler": "euler"}, ValueError, "sampler must be one of ancestral, ddim, got 'euler'"),
+        (
+            {"sampler": "euler"},
+            ValueError,
+            "sampler must be one of ancestral, ddim, got 'euler'",
+        ),
         ({"eta": 2}, ValueError, "eta must be between 0 and 1, got 2"),
     ],
 )
-def test_bad_arguments_of_sample_are_refused_by_name(tiny_model, arguments, error, message):
+def test_bad_arguments_of_sample_are_refused_by_name(
+    tiny_model, arguments, error, message
+):
     with pytest.raises(error, match=message):
         tiny_model.sample(**{"n": 1, "steps": 3} | arguments)
 
 
 @pytest.mark.parametrize("name", ["didgits", "no/such/folder", "x.safetensors"])
 def test_an_unknown_name_is_refused_and_the_bundled_ones_are_listed(name):
-    with pytest.raises(FileNotFoundError, match=rf"no model '{name}': neither a bundled model \(.*digits.*\)"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"no model '{name}': neither a bundled model \(.*digits.*\)",
+    ):
         load(name)
 
 
@@ -120,21 +154,45 @@ def test_a_model_cut_short_is_refused(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, d: d.update(kind="something else"), 'holds no model, but "something else"'),
+        (
+            lambda t, d: d.update(kind="something else"),
+            'holds no model, but "something else"',
+        ),
         (lambda t, d: d.clear(), "holds no model, but null"),
         (lambda t, d: d.pop("unet"), "does not fit its description: 'unet'"),
-        (lambda t, d: d["unet"].update(base_channels=16), "does not fit its description"),
-        (lambda t, d: d["unet"].update(colour="red"), "does not fit its description: .*colour"),
+        (
+            lambda t, d: d["unet"].update(base_channels=16),
+            "does not fit its description",
+        ),
+        (
+            lambda t, d: d["unet"].update(colour="red"),
+            "does not fit its description: .*colour",
+        ),
         (lambda t, d: d.update(unet=3), "does not fit its description"),
-        (lambda t, d: d.update(beta=[0.1, 2.0]), "does not fit its description: .*beta"),
+        (
+            lambda t, d: d.update(beta=[0.1, 2.0]),
+            "does not fit its description: .*beta",
+        ),
         (lambda t, d: d.update(beta="x"), "does not fit its description"),
         (lambda t, d: d.pop("shape"), "does not fit its description: 'shape'"),
-        (lambda t, d: d.update(shape=[3, 8, 8]), "does not fit its description: .*shape"),
+        (
+            lambda t, d: d.update(shape=[3, 8, 8]),
+            "does not fit its description: .*shape",
+        ),
         (lambda t, d: d.update(shape="abc"), "does not fit its description: .*shape"),
         (lambda t, d: d.update(shape=[1, 7, 8]), "does not fit its description: .*7"),
-        (lambda t, d: t.pop("conv_in.weight"), "does not fit its description: .*conv_in.weight"),
-        (lambda t, d: t.update(extra=torch.zeros(1)), "does not fit its description: .*extra"),
-        (lambda t, d: t.update({"conv_in.weight": torch.zeros(1)}), "does not fit its description: .*conv_in.weight"),
+        (
+            lambda t, d: t.pop("conv_in.weight"),
+            "does not fit its description: .*conv_in.weight",
+        ),
+        (
+            lambda t, d: t.update(extra=torch.zeros(1)),
+            "does not fit its description: .*extra",
+        ),
+        (
+            lambda t, d: t.update({"conv_in.weight": torch.zeros(1)}),
+            "does not fit its description: .*conv_in.weight",
+        ),
     ],
 )
 def test_a_file_that_is_no_model_or_does_not_fit_is_refused(saved, change, message):
@@ -145,7 +203,9 @@ def test_a_file_that_is_no_model_or_does_not_fit_is_refused(saved, change, messa
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path, tiny_model):
     save_file(tiny_model.unet.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors was not written by ddpm_lite"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors was not written by ddpm_lite"
+    ):
         load(tmp_path)
 
 
@@ -176,7 +236,9 @@ def test_the_bundled_model_draws_digits_offline_at_once(bundled):
     assert torch.equal(images[:4], load("digits").sample(64, seed=0)[:4])
 
 
-def test_the_card_of_the_bundled_model_says_where_it_comes_from(bundled, weights_folder):
+def test_the_card_of_the_bundled_model_says_where_it_comes_from(
+    bundled, weights_folder
+):
     card = json.loads((weights_folder / "digits.json").read_text())
     assert card == bundled.card
     assert {"data", "command", "steps", "seed", "quality"} <= card.keys()
@@ -199,7 +261,9 @@ def test_the_bundled_file_names_no_path_of_the_machine_that_made_it(weights_fold
 
 
 def test_the_bundled_model_has_the_schedule_of_the_paper(bundled):
-    assert torch.allclose(bundled.diffusion.schedule.beta, linear_schedule().beta, rtol=1e-12)
+    assert torch.allclose(
+        bundled.diffusion.schedule.beta, linear_schedule().beta, rtol=1e-12
+    )
 
 
 def test_the_bundled_model_is_far_better_than_none(bundled):
@@ -212,11 +276,15 @@ def test_the_bundled_model_is_far_better_than_none(bundled):
     ours = distance(bundled.sample(500, seed=0))
     assert ours < 100
     assert ours < distance(new_model("digits").sample(500, steps=10, seed=0)) / 5
-    noise = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    noise = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(
+        -1, 1
+    )
     assert ours < distance(noise) / 5
 
 
-def test_a_file_of_the_name_does_not_hide_the_bundled_model(bundled, tmp_path, monkeypatch, tiny_model):
+def test_a_file_of_the_name_does_not_hide_the_bundled_model(
+    bundled, tmp_path, monkeypatch, tiny_model
+):
     tiny_model.save(tmp_path / "digits" / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     assert load("digits").unet.config == bundled.unet.config

@@ -29,7 +29,9 @@ def test_loss_is_the_mean_square_of_what_the_network_misses(diffusion):
     eps = seen["x_t"] / np.sqrt(1 - alpha_bar)[:, None]
     assert loss.shape == ()
     assert float(loss) == pytest.approx(((eps - 0.5) ** 2).mean(), rel=1e-4)
-    assert float(loss) != pytest.approx(((eps - 0.5) ** 2).sum(1).mean(), rel=1e-4), "a sum over the entries"
+    assert float(loss) != pytest.approx(((eps - 0.5) ** 2).sum(1).mean(), rel=1e-4), (
+        "a sum over the entries"
+    )
 
 
 def test_time_is_uniform_on_1_to_T(diffusion):
@@ -45,10 +47,14 @@ def test_time_is_uniform_on_1_to_T(diffusion):
     (t,) = seen
     assert (int(t.min()), int(t.max())) == (1, 1000)
     assert stats.chisquare(torch.histc(t.double(), 10, 1, 1000).numpy()).pvalue > 1e-6
-    assert np.bincount(t.numpy(), minlength=1001)[1000] < 120, "the last step is as likely as the others"
+    assert np.bincount(t.numpy(), minlength=1001)[1000] < 120, (
+        "the last step is as likely as the others"
+    )
 
 
-def test_the_loss_of_the_exact_eps_for_standard_normal_data_is_the_mean_alpha_bar(diffusion):
+def test_the_loss_of_the_exact_eps_for_standard_normal_data_is_the_mean_alpha_bar(
+    diffusion,
+):
     """E[ε | x_t] = √(1 - ᾱ_t) x_t leaves the variance ᾱ_t. 200,000 numbers, 6 standard errors (false alarm 2e-9)."""
     x_0 = torch.randn(200_000, 1, generator=seeded(1))
     expected = float(diffusion.schedule.alpha_bar[1:].mean())
@@ -69,29 +75,46 @@ def test_the_loss_of_predicting_nothing_is_one(diffusion):
 def test_same_generator_state_same_loss(diffusion):
     x_0 = torch.randn(8, 3, generator=seeded(1))
     before = torch.get_rng_state()
-    assert torch.equal(simple_loss(zero, diffusion, x_0, seeded(2)), simple_loss(zero, diffusion, x_0, seeded(2)))
-    assert not torch.equal(simple_loss(zero, diffusion, x_0, seeded(2)), simple_loss(zero, diffusion, x_0, seeded(3)))
+    assert torch.equal(
+        simple_loss(zero, diffusion, x_0, seeded(2)),
+        simple_loss(zero, diffusion, x_0, seeded(2)),
+    )
+    assert not torch.equal(
+        simple_loss(zero, diffusion, x_0, seeded(2)),
+        simple_loss(zero, diffusion, x_0, seeded(3)),
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gradient_reaches_the_network(diffusion):
     weight = torch.tensor(0.1, requires_grad=True)
-    simple_loss(lambda x_t, t: weight * x_t, diffusion, torch.zeros(8, 3), seeded()).backward()
+    simple_loss(
+        lambda x_t, t: weight * x_t, diffusion, torch.zeros(8, 3), seeded()
+    ).backward()
     assert float(weight.grad) != 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_loss_has_the_dtype_of_the_data(diffusion, dtype):
-    assert simple_loss(zero, diffusion, torch.zeros(8, 3, dtype=dtype), seeded()).dtype == dtype
+    assert (
+        simple_loss(zero, diffusion, torch.zeros(8, 3, dtype=dtype), seeded()).dtype
+        == dtype
+    )
 
 
 def test_integer_images_are_refused(diffusion):
-    with pytest.raises(TypeError, match=r"x_0 must be floating point, got torch\.uint8; .*from_uint8"):
+    with pytest.raises(
+        TypeError, match=r"x_0 must be floating point, got torch\.uint8; .*from_uint8"
+    ):
         simple_loss(zero, diffusion, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_a_network_whose_output_has_another_shape_is_refused(diffusion):
     """Broadcasting would give a loss, and training on it a network that predicts the mean."""
-    with pytest.raises(ValueError, match=r"eps.* must have the shape of .*\(8, 3\), got \(8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"eps.* must have the shape of .*\(8, 3\), got \(8, 1\)"
+    ):
         simple_loss(lambda x_t, t: x_t[:, :1], diffusion, torch.zeros(8, 3), seeded())

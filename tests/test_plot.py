@@ -23,34 +23,54 @@ def _close():
 
 
 def shown(figure) -> list[np.ndarray]:
-    return [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
+    return [
+        np.asarray(image.get_array()) for axis in figure.axes for image in axis.images
+    ]
 
 
 def test_grid_shows_every_image_in_order_row_by_row():
     figure = plot.image_grid(IMAGES, columns=2)
     assert len(figure.axes) == 6
-    assert [float(image.mean()) for image in shown(figure)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert [float(image.mean()) for image in shown(figure)] == pytest.approx(
+        [0, 0.25, 0.5, 0.75, 1]
+    )
     tops = [round(axis.get_subplotspec().rowspan.start) for axis in figure.axes]
     assert tops == [0, 0, 1, 1, 2, 2]
 
 
 def test_grid_clips_and_takes_colour_and_any_dtype():
-    figure = plot.image_grid(3 * torch.ones(2, 3, 4, 4, dtype=torch.bfloat16, requires_grad=True))
+    figure = plot.image_grid(
+        3 * torch.ones(2, 3, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    )
     assert shown(figure)[0].shape == (4, 4, 3)
     assert float(shown(figure)[0].max()) == 1
 
 
 def test_grid_has_its_title_and_labels():
-    figure = plot.image_grid(IMAGES, columns=3, row_labels=["first", "second"], title="digits")
+    figure = plot.image_grid(
+        IMAGES, columns=3, row_labels=["first", "second"], title="digits"
+    )
     assert figure.get_suptitle() == "digits"
-    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["first", "second"]
+    assert [text.get_text() for axis in figure.axes for text in axis.texts] == [
+        "first",
+        "second",
+    ]
 
 
 def test_emergence_has_a_column_for_each_time_and_a_row_for_each_image():
     states = [(t, torch.full((3, 1, 4, 4), t / 1000)) for t in (1000, 500, 0)]
     figure = plot.emergence(states, images=2)
-    assert [axis.get_title() for axis in figure.axes] == ["$t=1000$", "$t=500$", "$t=0$", "", "", ""]
-    assert [float(image.mean()) for image in shown(figure)] == pytest.approx([1, 0.75, 0.5] * 2)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "$t=1000$",
+        "$t=500$",
+        "$t=0$",
+        "",
+        "",
+        "",
+    ]
+    assert [float(image.mean()) for image in shown(figure)] == pytest.approx(
+        [1, 0.75, 0.5] * 2
+    )
 
 
 def test_emergence_shows_what_there_is():
@@ -91,10 +111,22 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
 @pytest.mark.parametrize(
     ("x_0", "error", "message"),
     [
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), TypeError, r"x_0 must be floating point, got torch\.uint8"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            TypeError,
+            r"x_0 must be floating point, got torch\.uint8",
+        ),
         (torch.zeros(4, 4), ValueError, r"x_0 must have shape .* got \(4, 4\)"),
-        (torch.zeros(0, 1, 4, 4), ValueError, r"x_0 must have shape .* got \(0, 1, 4, 4\)"),
-        (torch.zeros(2, 2, 4, 4), ValueError, r"x_0 must have shape .* got \(2, 2, 4, 4\)"),
+        (
+            torch.zeros(0, 1, 4, 4),
+            ValueError,
+            r"x_0 must have shape .* got \(0, 1, 4, 4\)",
+        ),
+        (
+            torch.zeros(2, 2, 4, 4),
+            ValueError,
+            r"x_0 must have shape .* got \(2, 2, 4, 4\)",
+        ),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(x_0, error, message):
@@ -104,7 +136,9 @@ def test_what_is_no_image_is_refused_by_name(x_0, error, message):
 
 @pytest.mark.parametrize("columns", [0, 2.5])
 def test_bad_columns_are_refused_by_name(columns):
-    with pytest.raises((TypeError, ValueError), match=f"columns must be .* got {columns}"):
+    with pytest.raises(
+        (TypeError, ValueError), match=f"columns must be .* got {columns}"
+    ):
         plot.image_grid(IMAGES, columns=columns)
 
 
@@ -121,7 +155,10 @@ def test_drawing_leaves_the_global_style_alone_and_use_style_sets_it():
 def test_colours_stay_apart_in_grey():
     """Read without colour, each still differs from its neighbours in the cycle."""
     grey = [
-        sum(w * int(colour[i : i + 2], 16) for w, i in zip((0.299, 0.587, 0.114), (1, 3, 5)))
+        sum(
+            w * int(colour[i : i + 2], 16)
+            for w, i in zip((0.299, 0.587, 0.114), (1, 3, 5))
+        )
         for colour in (plot.BLUE, plot.ORANGE, plot.GREEN, plot.RED, plot.PURPLE)
     ]
     assert min(abs(a - b) for a, b in pairwise(grey)) > 10

@@ -14,11 +14,22 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from scipy import stats
 
-from ddpm_lite import ExactEps, GaussianDiffusion, UNet, ancestral, cosine_schedule, ddim, linear_schedule, sample
+from ddpm_lite import (
+    ExactEps,
+    GaussianDiffusion,
+    UNet,
+    ancestral,
+    cosine_schedule,
+    ddim,
+    linear_schedule,
+    sample,
+)
 from ddpm_lite.sampler import SAMPLERS, State, trajectory
 
 MEAN = np.array([0.5, -1.0])
-COV = np.array([[1.2, 0.16], [0.16, 0.04]])  # eigenvalues 1.22 and 0.018: noise left at the end shows
+COV = np.array(
+    [[1.2, 0.16], [0.16, 0.04]]
+)  # eigenvalues 1.22 and 0.018: noise left at the end shows
 N = 20_000
 FALSE_ALARM = 1e-6
 
@@ -38,7 +49,9 @@ CHAINS = [
 
 def wavy_eps(x_t, t):
     """Some function of x_t and t, to stand for a network; large enough for clipping to matter."""
-    return torch.sin(3 * x_t) + (t.view(-1, *[1] * (x_t.ndim - 1)) / 500).cos().to(x_t.dtype)
+    return torch.sin(3 * x_t) + (t.view(-1, *[1] * (x_t.ndim - 1)) / 500).cos().to(
+        x_t.dtype
+    )
 
 
 # Single steps against diffusers
@@ -47,7 +60,9 @@ def wavy_eps(x_t, t):
 def diffusers_in_float64(scheduler_class, schedule, clip, **options):
     """A scheduler of diffusers on our β, in float64 where it keeps float32, so that only its step is compared."""
     options |= {"clip_sample": clip is not None, "clip_sample_range": clip or 1.0}
-    scheduler = scheduler_class(schedule.T, trained_betas=schedule.beta[1:].tolist(), **options)
+    scheduler = scheduler_class(
+        schedule.T, trained_betas=schedule.beta[1:].tolist(), **options
+    )
     scheduler.alphas_cumprod = torch.cumprod(1 - schedule.beta[1:], 0)
     return scheduler
 
@@ -58,23 +73,35 @@ def agrees(sampler, theirs, last=True) -> bool:
     Both draw from generators with the same seed, and diffusers counts time from 0.
     """
     generator, same = (torch.Generator().manual_seed(5) for _ in range(2))
-    x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_T = torch.randn(
+        2, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     states = list(sampler(x_T, generator))
     for now, after in pairwise(states if last else states[:-1]):
         eps = wavy_eps(now.x_t, torch.full((2,), now.t))
         result = theirs(eps, now.t - 1, now.x_t, same)
         if not torch.allclose(after.x_t, result.prev_sample, rtol=1e-9, atol=1e-8):
             return False
-        if not torch.allclose(now.x_0, result.pred_original_sample, rtol=1e-9, atol=1e-8):
+        if not torch.allclose(
+            now.x_0, result.pred_original_sample, rtol=1e-9, atol=1e-8
+        ):
             return False
     return True
 
 
 @pytest.mark.parametrize("clip", [None, 1.0, 0.3])
-@pytest.mark.parametrize(("variance", "theirs"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
-@pytest.mark.parametrize("times", [None, [1000, 930, 700, 699, 300, 50, 7, 1, 0]], ids=["full", "some"])
-def test_each_ancestral_step_is_that_of_diffusers(diffusion, times, variance, theirs, clip):
-    scheduler = diffusers_in_float64(DDPMScheduler, diffusion.schedule, clip, variance_type=theirs)
+@pytest.mark.parametrize(
+    ("variance", "theirs"), [("posterior", "fixed_small"), ("beta", "fixed_large")]
+)
+@pytest.mark.parametrize(
+    "times", [None, [1000, 930, 700, 699, 300, 50, 7, 1, 0]], ids=["full", "some"]
+)
+def test_each_ancestral_step_is_that_of_diffusers(
+    diffusion, times, variance, theirs, clip
+):
+    scheduler = diffusers_in_float64(
+        DDPMScheduler, diffusion.schedule, clip, variance_type=theirs
+    )
     if times:
         scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
 
@@ -86,8 +113,12 @@ def test_each_ancestral_step_is_that_of_diffusers(diffusion, times, variance, th
 
     assert agrees(ours, step)
     other = {"posterior": "beta", "beta": "posterior"}[variance]
-    assert not agrees(lambda x_T, generator: ours(x_T, generator, variance=other), step), "the other variance"
-    assert not agrees(lambda x_T, generator: ours(x_T, generator, clip=0.5), step), "another clipping"
+    assert not agrees(
+        lambda x_T, generator: ours(x_T, generator, variance=other), step
+    ), "the other variance"
+    assert not agrees(lambda x_T, generator: ours(x_T, generator, clip=0.5), step), (
+        "another clipping"
+    )
     if times:
         scheduler.set_timesteps(timesteps=list(range(999, -1, -1)))
         assert not agrees(ours, step), "always one small step"
@@ -97,7 +128,9 @@ def test_each_ancestral_step_is_that_of_diffusers(diffusion, times, variance, th
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1000, 50, 8])
 def test_each_ddim_step_is_that_of_diffusers(diffusion, steps, eta, clip):
-    scheduler = diffusers_in_float64(DDIMScheduler, diffusion.schedule, clip, timestep_spacing="trailing")
+    scheduler = diffusers_in_float64(
+        DDIMScheduler, diffusion.schedule, clip, timestep_spacing="trailing"
+    )
     scheduler.set_timesteps(steps)
     times = diffusion.schedule.times(steps)
     assert [t - 1 for t in times[:-1]] == scheduler.timesteps.tolist()
@@ -109,14 +142,20 @@ def test_each_ddim_step_is_that_of_diffusers(diffusion, steps, eta, clip):
         return scheduler.step(eps, t, x_t, eta, use_clipped, generator)
 
     assert agrees(ours, step)
-    assert not agrees(lambda x_T, generator: ours(x_T, generator, eta=0.8), step), "another η"
+    assert not agrees(lambda x_T, generator: ours(x_T, generator, eta=0.8), step), (
+        "another η"
+    )
     if clip is not None:
-        assert not agrees(ours, lambda *a: step(*a, use_clipped=False)), "x̂_0 clipped, ε̂ not moved along"
+        assert not agrees(ours, lambda *a: step(*a, use_clipped=False)), (
+            "x̂_0 clipped, ε̂ not moved along"
+        )
 
 
 def test_diffusers_adds_noise_when_the_last_step_is_a_long_one_and_we_do_not(diffusion):
     """Known difference: with ``fixed_large`` it leaves out the noise at its time 0 only, whatever the next time is."""
-    scheduler = diffusers_in_float64(DDPMScheduler, diffusion.schedule, None, variance_type="fixed_large")
+    scheduler = diffusers_in_float64(
+        DDPMScheduler, diffusion.schedule, None, variance_type="fixed_large"
+    )
     times = [1000, 500, 100, 0]
     scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
 
@@ -148,12 +187,16 @@ def sample_law(schedule, times, sampler, variance="posterior", eta=0.0):
         posterior_variance = var_s - cov_st**2 / var_t
         if sampler == "ancestral":
             b = cov_st / var_t
-            sigma2 = (posterior_variance if variance == "posterior" else 1 - a_t / a_s) * (s > 0)
+            sigma2 = (
+                posterior_variance if variance == "posterior" else 1 - a_t / a_s
+            ) * (s > 0)
         else:
             sigma2 = eta**2 * posterior_variance
             b = np.sqrt((var_s - sigma2) / var_t)
         a = np.sqrt(a_s) - b * np.sqrt(a_t)
-        gain = np.sqrt(a_t) * COV @ np.linalg.inv(a_t * COV + var_t * np.eye(2))  # x̂_0 = MEAN + gain (x_t - √ᾱ_t MEAN)
+        gain = (
+            np.sqrt(a_t) * COV @ np.linalg.inv(a_t * COV + var_t * np.eye(2))
+        )  # x̂_0 = MEAN + gain (x_t - √ᾱ_t MEAN)
         slope = a * gain + b * np.eye(2)
         mean = a * (MEAN - np.sqrt(a_t) * gain @ MEAN) + slope @ mean
         cov = slope @ cov @ slope.T + sigma2 * np.eye(2)
@@ -166,7 +209,9 @@ def draw(schedule, times, sampler, **options):
     eps_model = ExactEps(schedule, torch.tensor(MEAN)[None], torch.tensor(COV)[None])
     x_T = torch.randn(N, 2, generator=generator, dtype=torch.float64)
     diffusion = options.pop("diffusion", GaussianDiffusion(schedule))
-    return SAMPLERS[sampler](eps_model, diffusion, x_T, times, generator=generator, **options)
+    return SAMPLERS[sampler](
+        eps_model, diffusion, x_T, times, generator=generator, **options
+    )
 
 
 def last(states):
@@ -176,11 +221,15 @@ def last(states):
 
 @pytest.mark.parametrize(("schedule", "steps"), CHAINS)
 @pytest.mark.parametrize(("sampler", "options"), SAMPLERS_TESTED)
-def test_samples_of_gaussian_data_have_the_law_of_their_steps(p_value, schedule, steps, sampler, options):
+def test_samples_of_gaussian_data_have_the_law_of_their_steps(
+    p_value, schedule, steps, sampler, options
+):
     """20,000 samples; false-alarm probability 1e-6 each."""
     times = schedule.times(steps)
     samples = last(draw(schedule, times, sampler, **options)).x_t.numpy()
-    assert p_value(samples, *sample_law(schedule, times, sampler, **options)) > FALSE_ALARM
+    assert (
+        p_value(samples, *sample_law(schedule, times, sampler, **options)) > FALSE_ALARM
+    )
 
 
 @pytest.mark.parametrize(("sampler", "options"), SAMPLERS_TESTED)
@@ -203,8 +252,13 @@ def test_noise_at_the_last_step_is_rejected(p_value, schedule, steps, variance):
     times = schedule.times(steps)
     samples = last(draw(schedule, times, "ancestral", variance=variance)).x_t
     left = GaussianDiffusion(schedule).transition_variance(samples, times[-2], 0)
-    wrong = samples + left.sqrt() * torch.randn(N, 2, generator=torch.Generator().manual_seed(3))
-    assert p_value(wrong.numpy(), *sample_law(schedule, times, "ancestral", variance)) < FALSE_ALARM
+    wrong = samples + left.sqrt() * torch.randn(
+        N, 2, generator=torch.Generator().manual_seed(3)
+    )
+    assert (
+        p_value(wrong.numpy(), *sample_law(schedule, times, "ancestral", variance))
+        < FALSE_ALARM
+    )
 
 
 class IndexShifted(GaussianDiffusion):
@@ -225,7 +279,10 @@ class NoSquareRoot(GaussianDiffusion):
     """ᾱ for √ᾱ in the estimate of x_0."""
 
     def predict_x_0(self, x_t, t, eps):
-        return super().predict_x_0(x_t, t, eps) / self.schedule.alpha_bar[t].sqrt()[:, None]
+        return (
+            super().predict_x_0(x_t, t, eps)
+            / self.schedule.alpha_bar[t].sqrt()[:, None]
+        )
 
 
 class DeviationForVariance(GaussianDiffusion):
@@ -249,7 +306,9 @@ class DeviationForVariance(GaussianDiffusion):
 )
 def test_wrong_steps_are_rejected(p_value, wrong, schedule, steps):
     times = schedule.times(steps)
-    samples = last(draw(schedule, times, "ancestral", diffusion=wrong(schedule))).x_t.numpy()
+    samples = last(
+        draw(schedule, times, "ancestral", diffusion=wrong(schedule))
+    ).x_t.numpy()
     assert p_value(samples, *sample_law(schedule, times, "ancestral")) < FALSE_ALARM
 
 
@@ -269,35 +328,52 @@ def mixture_is_rejected(x: np.ndarray) -> bool:
     """
     moments = [x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 1] ** 2, x[:, 0] * x[:, 1]]
     mean = WEIGHTS @ MEANS
-    second = np.einsum("k,kij->ij", WEIGHTS, COVS + np.einsum("ki,kj->kij", MEANS, MEANS))
+    second = np.einsum(
+        "k,kij->ij", WEIGHTS, COVS + np.einsum("ki,kj->kij", MEANS, MEANS)
+    )
     expected = [mean[0], mean[1], second[0, 0], second[1, 1], second[0, 1], *WEIGHTS]
     nearest = ((x[:, None] - MEANS) ** 2).sum(-1).argmin(1)
     moments += [(nearest == k).astype(float) for k in range(3)]
     z = stats.norm.isf(FALSE_ALARM / 2 / len(moments))
-    return any(abs(m.mean() - e) > z * m.std() / len(m) ** 0.5 + BIAS for m, e in zip(moments, expected))
+    return any(
+        abs(m.mean() - e) > z * m.std() / len(m) ** 0.5 + BIAS
+        for m, e in zip(moments, expected)
+    )
 
 
 def mixture_samples(schedule, steps, sampler, weights=WEIGHTS, **options) -> np.ndarray:
-    eps_model = ExactEps(schedule, torch.tensor(MEANS), torch.tensor(COVS), torch.tensor(weights))
+    eps_model = ExactEps(
+        schedule, torch.tensor(MEANS), torch.tensor(COVS), torch.tensor(weights)
+    )
     generator = torch.Generator().manual_seed(2)
     diffusion = options.pop("diffusion", GaussianDiffusion(schedule))
-    return sample(eps_model, diffusion, (N, 2), sampler, steps, generator, **options).numpy()
+    return sample(
+        eps_model, diffusion, (N, 2), sampler, steps, generator, **options
+    ).numpy()
 
 
 @pytest.mark.parametrize(
-    ("schedule", "steps"), [(linear_schedule(150), None), (linear_schedule(), 100)], ids=["full", "100 of 1000"]
+    ("schedule", "steps"),
+    [(linear_schedule(150), None), (linear_schedule(), 100)],
+    ids=["full", "100 of 1000"],
 )
 @pytest.mark.parametrize(("sampler", "options"), SAMPLERS_TESTED)
-def test_samples_of_a_mixture_have_its_moments_and_modes(schedule, steps, sampler, options):
+def test_samples_of_a_mixture_have_its_moments_and_modes(
+    schedule, steps, sampler, options
+):
     """20,000 samples; false-alarm probability 1e-6 each, see ``mixture_is_rejected``."""
     assert not mixture_is_rejected(mixture_samples(schedule, steps, sampler, **options))
 
 
 def test_wrong_mixtures_are_rejected():
     weights = np.array([0.4, 0.35, 0.25])
-    assert mixture_is_rejected(mixture_samples(linear_schedule(), 100, "ddim", weights)), "other weights"
+    assert mixture_is_rejected(
+        mixture_samples(linear_schedule(), 100, "ddim", weights)
+    ), "other weights"
     wrong = NoSquareRoot(linear_schedule(150))
-    assert mixture_is_rejected(mixture_samples(linear_schedule(150), None, "ancestral", diffusion=wrong))
+    assert mixture_is_rejected(
+        mixture_samples(linear_schedule(150), None, "ancestral", diffusion=wrong)
+    )
     right = mixture_samples(linear_schedule(), 100, "ddim")
     assert mixture_is_rejected(right[right[:, 0] > 0]), "modes left out"
     assert mixture_is_rejected(right / 1.1), "a scale"
@@ -306,11 +382,24 @@ def test_wrong_mixtures_are_rejected():
 # Properties
 
 
-def test_ddim_with_eta_1_is_the_ancestral_sampler_with_the_posterior_variance(diffusion):
-    x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def test_ddim_with_eta_1_is_the_ancestral_sampler_with_the_posterior_variance(
+    diffusion,
+):
+    x_T = torch.randn(
+        3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     times = diffusion.schedule.times(40)
-    one = ddim(wavy_eps, diffusion, x_T, times, eta=1.0, generator=torch.Generator().manual_seed(1))
-    other = ancestral(wavy_eps, diffusion, x_T, times, generator=torch.Generator().manual_seed(1))
+    one = ddim(
+        wavy_eps,
+        diffusion,
+        x_T,
+        times,
+        eta=1.0,
+        generator=torch.Generator().manual_seed(1),
+    )
+    other = ancestral(
+        wavy_eps, diffusion, x_T, times, generator=torch.Generator().manual_seed(1)
+    )
     for a, b in zip(one, other, strict=True):
         assert a.t == b.t
         assert torch.allclose(a.x_t, b.x_t, rtol=1e-9, atol=1e-9)
@@ -323,16 +412,26 @@ def test_states_run_from_noise_to_the_sample(diffusion, sampler):
     assert [state.t for state in states] == [1000, 400, 3, 0]
     assert states[0].x_t is x_T
     assert torch.equal(states[-1].x_t, states[-1].x_0)
-    assert torch.allclose(states[-1].x_t, states[-2].x_0, atol=1e-5), "the last step returns the estimate of x_0"
-    assert all(isinstance(state, State) and state.x_0.shape == (2, 3) for state in states)
+    assert torch.allclose(states[-1].x_t, states[-2].x_0, atol=1e-5), (
+        "the last step returns the estimate of x_0"
+    )
+    assert all(
+        isinstance(state, State) and state.x_0.shape == (2, 3) for state in states
+    )
 
 
 @pytest.mark.parametrize(("sampler", "options"), SAMPLERS_TESTED)
 def test_clipping_keeps_every_estimate_within_bounds(diffusion, sampler, options):
     x_T = 3 * torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    states = list(SAMPLERS[sampler](wavy_eps, diffusion, x_T, [1000, 900, 400, 3, 0], clip=0.7, **options))
+    states = list(
+        SAMPLERS[sampler](
+            wavy_eps, diffusion, x_T, [1000, 900, 400, 3, 0], clip=0.7, **options
+        )
+    )
     assert max(float(state.x_0.abs().max()) for state in states) <= 0.7 + 1e-6
-    free = list(SAMPLERS[sampler](wavy_eps, diffusion, x_T, [1000, 900, 400, 3, 0], **options))
+    free = list(
+        SAMPLERS[sampler](wavy_eps, diffusion, x_T, [1000, 900, 400, 3, 0], **options)
+    )
     assert float(free[0].x_0.abs().max()) > 0.7
 
 
@@ -362,7 +461,11 @@ def test_same_seed_same_samples_another_seed_others(diffusion, sampler, options)
 
 
 def test_every_item_of_a_batch_starts_from_its_own_noise(diffusion):
-    x_T = next(trajectory(wavy_eps, diffusion, (8, 3), generator=torch.Generator().manual_seed(0))).x_t
+    x_T = next(
+        trajectory(
+            wavy_eps, diffusion, (8, 3), generator=torch.Generator().manual_seed(0)
+        )
+    ).x_t
     assert len(set(map(tuple, x_T.tolist()))) == 8
 
 
@@ -374,7 +477,13 @@ def test_ddim_with_eta_0_draws_no_noise(diffusion):
 
 
 def test_no_gradient_is_kept(diffusion):
-    unet = UNet(base_channels=8, channel_mults=(1,), blocks_per_level=1, attention_levels=(), groups=4)
+    unet = UNet(
+        base_channels=8,
+        channel_mults=(1,),
+        blocks_per_level=1,
+        attention_levels=(),
+        groups=4,
+    )
     images = sample(unet, diffusion, (1, 1, 4, 4), "ddim", steps=2)
     assert not images.requires_grad
     assert torch.is_grad_enabled()
@@ -384,7 +493,11 @@ def test_no_gradient_is_kept(diffusion):
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
     x_T = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    final = last(SAMPLERS[sampler](wavy_eps, diffusion, x_T, diffusion.schedule.times(10), clip=1.0))
+    final = last(
+        SAMPLERS[sampler](
+            wavy_eps, diffusion, x_T, diffusion.schedule.times(10), clip=1.0
+        )
+    )
     assert final.x_t.dtype == dtype
     assert bool(final.x_t.isfinite().all())
 
@@ -393,8 +506,16 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"times": [999, 0]}, ValueError, r"times must fall strictly from T = 1000 to 0, got \[999, 0\]"),
-        ({"times": [1000, 10]}, ValueError, r"times must fall strictly .* got \[1000, 10\]"),
+        (
+            {"times": [999, 0]},
+            ValueError,
+            r"times must fall strictly from T = 1000 to 0, got \[999, 0\]",
+        ),
+        (
+            {"times": [1000, 10]},
+            ValueError,
+            r"times must fall strictly .* got \[1000, 10\]",
+        ),
         ({"times": [1000, 10, 10, 0]}, ValueError, "times must fall strictly"),
         ({"times": [1000, 10, 20, 0]}, ValueError, "times must fall strictly"),
         ({"times": [0, 10, 1000]}, ValueError, "times must fall strictly"),
@@ -402,7 +523,11 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
         ({"times": []}, ValueError, r"times must fall strictly .* got \[\]"),
         ({"times": [1000, 10.0, 0]}, TypeError, "times must be an int, got 10.0"),
         ({"times": [1000, -1, 0]}, ValueError, "times must be at least 0, got -1"),
-        ({"x_T": torch.zeros(2, 3, dtype=torch.uint8)}, TypeError, r"x_T must be floating point, got torch\.uint8"),
+        (
+            {"x_T": torch.zeros(2, 3, dtype=torch.uint8)},
+            TypeError,
+            r"x_T must be floating point, got torch\.uint8",
+        ),
         ({"x_T": torch.tensor(1.0)}, ValueError, "x_T must have a batch dimension"),
         (
             {"eps_model": lambda x_t, t: x_t[:, :1]},
@@ -414,7 +539,11 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
     ],
 )
 def test_bad_input_is_refused_by_name(diffusion, sampler, changes, error, message):
-    arguments = {"eps_model": wavy_eps, "diffusion": diffusion, "x_T": torch.zeros(2, 3)} | changes
+    arguments = {
+        "eps_model": wavy_eps,
+        "diffusion": diffusion,
+        "x_T": torch.zeros(2, 3),
+    } | changes
     with pytest.raises(error, match=message):
         list(SAMPLERS[sampler](**arguments))
 
@@ -422,15 +551,33 @@ def test_bad_input_is_refused_by_name(diffusion, sampler, changes, error, messag
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sampler": "euler"}, ValueError, "sampler must be one of ancestral, ddim, got 'euler'"),
+        (
+            {"sampler": "euler"},
+            ValueError,
+            "sampler must be one of ancestral, ddim, got 'euler'",
+        ),
         ({"steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
         ({"steps": 1001}, ValueError, "steps must be between 1 and 1000, got 1001"),
-        ({"variance": "learned"}, ValueError, """variance must be "posterior" or "beta", got 'learned'"""),
-        ({"sampler": "ddim", "eta": 1.5}, ValueError, r"eta must be between 0 and 1, got 1\.5"),
-        ({"sampler": "ddim", "eta": -0.1}, ValueError, "eta must be between 0 and 1, got -0.1"),
+        (
+            {"variance": "learned"},
+            ValueError,
+            """variance must be "posterior" or "beta", got 'learned'""",
+        ),
+        (
+            {"sampler": "ddim", "eta": 1.5},
+            ValueError,
+            r"eta must be between 0 and 1, got 1\.5",
+        ),
+        (
+            {"sampler": "ddim", "eta": -0.1},
+            ValueError,
+            "eta must be between 0 and 1, got -0.1",
+        ),
         ({"sampler": "ddim", "eta": None}, TypeError, "eta must be a number, got None"),
     ],
 )
-def test_bad_options_of_sample_are_refused_by_name(diffusion, arguments, error, message):
+def test_bad_options_of_sample_are_refused_by_name(
+    diffusion, arguments, error, message
+):
     with pytest.raises(error, match=message):
         sample(wavy_eps, diffusion, (2, 3), **arguments)

@@ -17,12 +17,20 @@ BETAS = st.lists(st.floats(1e-4, 0.9), min_size=1, max_size=30)
 
 def agrees_with_diffusers(alpha_bar: np.ndarray, name: str, T: int = 1000) -> bool:
     """Whether ᾱ_1, ..., ᾱ_T are those of diffusers, which counts time from 0 and keeps float32."""
-    theirs = DDPMScheduler(num_train_timesteps=T, beta_schedule=name).alphas_cumprod.double().numpy()
-    return alpha_bar.shape == theirs.shape and np.allclose(alpha_bar, theirs, rtol=1e-3, atol=1e-6)
+    theirs = (
+        DDPMScheduler(num_train_timesteps=T, beta_schedule=name)
+        .alphas_cumprod.double()
+        .numpy()
+    )
+    return alpha_bar.shape == theirs.shape and np.allclose(
+        alpha_bar, theirs, rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("schedule", "name"), [(linear_schedule(), "linear"), (cosine_schedule(), "squaredcos_cap_v2")], ids=str
+    ("schedule", "name"),
+    [(linear_schedule(), "linear"), (cosine_schedule(), "squaredcos_cap_v2")],
+    ids=str,
 )
 def test_alpha_bar_is_that_of_diffusers(schedule, name):
     alpha_bar = schedule.alpha_bar.numpy()
@@ -33,7 +41,9 @@ def test_alpha_bar_is_that_of_diffusers(schedule, name):
 
 @pytest.mark.parametrize("T", [10, 100, 4000])
 def test_cosine_schedule_of_any_length_is_that_of_diffusers(T):
-    assert agrees_with_diffusers(cosine_schedule(T).alpha_bar[1:].numpy(), "squaredcos_cap_v2", T)
+    assert agrees_with_diffusers(
+        cosine_schedule(T).alpha_bar[1:].numpy(), "squaredcos_cap_v2", T
+    )
 
 
 def test_cosine_schedule_follows_its_formula_but_for_the_last_steps():
@@ -71,7 +81,9 @@ def test_alpha_bar_is_the_product_of_the_alphas(betas):
         product = math.prod(1 - beta for beta in betas[:t])
         assert float(schedule.alpha_bar[t]) == pytest.approx(product, rel=1e-12)
         if t:
-            assert float(schedule.snr[t]) == pytest.approx(product / (1 - product), rel=1e-9)
+            assert float(schedule.snr[t]) == pytest.approx(
+                product / (1 - product), rel=1e-9
+            )
 
 
 @given(BETAS, st.data())
@@ -83,7 +95,9 @@ def test_subschedule_keeps_alpha_bar_at_the_kept_times(betas, data):
     for times in (kept, kept[::-1], [0, *kept], [*kept[::-1], 0]):
         coarse = schedule.subschedule(times)
         assert len(kept) == coarse.T
-        assert torch.allclose(coarse.alpha_bar, schedule.alpha_bar[[0, *kept]], rtol=1e-9, atol=0)
+        assert torch.allclose(
+            coarse.alpha_bar, schedule.alpha_bar[[0, *kept]], rtol=1e-9, atol=0
+        )
 
 
 def test_subschedule_that_keeps_beta_does_not_keep_alpha_bar():
@@ -92,13 +106,22 @@ def test_subschedule_that_keeps_beta_does_not_keep_alpha_bar():
     kept = schedule.times(50)[-2::-1]
     with pytest.warns(UserWarning, match=r"alpha_bar\[T\] = 0\.6"):
         wrong = NoiseSchedule(schedule.beta[kept])
-    assert not torch.allclose(wrong.alpha_bar, schedule.alpha_bar[[0, *kept]], rtol=1e-9, atol=0)
-    assert torch.allclose(schedule.subschedule(kept).alpha_bar, schedule.alpha_bar[[0, *kept]], rtol=1e-9, atol=0)
+    assert not torch.allclose(
+        wrong.alpha_bar, schedule.alpha_bar[[0, *kept]], rtol=1e-9, atol=0
+    )
+    assert torch.allclose(
+        schedule.subschedule(kept).alpha_bar,
+        schedule.alpha_bar[[0, *kept]],
+        rtol=1e-9,
+        atol=0,
+    )
 
 
 def test_subschedule_of_all_times_is_the_schedule():
     schedule = linear_schedule(100)
-    assert torch.allclose(schedule.subschedule(schedule.times()).beta, schedule.beta, rtol=1e-9, atol=0)
+    assert torch.allclose(
+        schedule.subschedule(schedule.times()).beta, schedule.beta, rtol=1e-9, atol=0
+    )
 
 
 @given(st.integers(21, 1200), st.data())
@@ -130,37 +153,124 @@ def test_schedule_that_leaves_a_trace_of_the_data_warns():
 
 
 def test_repr_shows_the_range():
-    assert repr(linear_schedule()) == "NoiseSchedule(T=1000, beta=0.0001..0.02, alpha_bar[T]=4.04e-05)"
+    assert (
+        repr(linear_schedule())
+        == "NoiseSchedule(T=1000, beta=0.0001..0.02, alpha_bar[T]=4.04e-05)"
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: NoiseSchedule([]), ValueError, "beta must be a list of at least one value"),
-        (lambda: NoiseSchedule([[0.1]]), ValueError, r"beta must be a list .* got shape \(1, 1\)"),
-        (lambda: NoiseSchedule([0.1, 0.0]), ValueError, "beta must lie strictly between 0 and 1, got values from 0 to"),
+        (
+            lambda: NoiseSchedule([]),
+            ValueError,
+            "beta must be a list of at least one value",
+        ),
+        (
+            lambda: NoiseSchedule([[0.1]]),
+            ValueError,
+            r"beta must be a list .* got shape \(1, 1\)",
+        ),
+        (
+            lambda: NoiseSchedule([0.1, 0.0]),
+            ValueError,
+            "beta must lie strictly between 0 and 1, got values from 0 to",
+        ),
         (lambda: NoiseSchedule([0.1, 1.0]), ValueError, "strictly between 0 and 1"),
-        (lambda: NoiseSchedule([0.1, math.nan]), ValueError, "strictly between 0 and 1"),
+        (
+            lambda: NoiseSchedule([0.1, math.nan]),
+            ValueError,
+            "strictly between 0 and 1",
+        ),
         (lambda: linear_schedule(0), ValueError, "T must be at least 1, got 0"),
-        (lambda: linear_schedule(1000.0), TypeError, "T must be an int, got 1000.0 of type float"),
-        (lambda: linear_schedule(True), TypeError, "T must be an int, got True of type bool"),
+        (
+            lambda: linear_schedule(1000.0),
+            TypeError,
+            "T must be an int, got 1000.0 of type float",
+        ),
+        (
+            lambda: linear_schedule(True),
+            TypeError,
+            "T must be an int, got True of type bool",
+        ),
         (lambda: linear_schedule(20), ValueError, "T must be at least 21 .* got 20"),
-        (lambda: linear_schedule(beta_T=1.5), ValueError, "beta_T must be between 0 and 1, got 1.5"),
-        (lambda: linear_schedule(beta_1="a"), TypeError, "beta_1 must be a number, got 'a'"),
+        (
+            lambda: linear_schedule(beta_T=1.5),
+            ValueError,
+            "beta_T must be between 0 and 1, got 1.5",
+        ),
+        (
+            lambda: linear_schedule(beta_1="a"),
+            TypeError,
+            "beta_1 must be a number, got 'a'",
+        ),
         (lambda: cosine_schedule(-3), ValueError, "T must be at least 1, got -3"),
-        (lambda: cosine_schedule(offset=-1), ValueError, "offset must be at least 0, got -1"),
-        (lambda: cosine_schedule(offset=math.nan), ValueError, "offset must be at least 0, got nan"),
-        (lambda: cosine_schedule(beta_max=2), ValueError, "beta_max must be between 0 and 1, got 2"),
-        (lambda: linear_schedule().times(0), ValueError, "steps must be between 1 and 1000, got 0"),
-        (lambda: linear_schedule().times(1001), ValueError, "steps must be between 1 and 1000, got 1001"),
-        (lambda: linear_schedule().times(10.0), TypeError, "steps must be an int, got 10.0"),
-        (lambda: linear_schedule().subschedule([]), ValueError, r"times must keep at least one time .* got \[\]"),
-        (lambda: linear_schedule().subschedule([0]), ValueError, "times must keep at least one time"),
-        (lambda: linear_schedule().subschedule([5, 5, 9]), ValueError, r"times must be strictly .* got \[5, 5, 9\]"),
-        (lambda: linear_schedule().subschedule([5, 9, 7]), ValueError, "times must be strictly increasing or strictly"),
-        (lambda: linear_schedule().subschedule([1, 1001]), ValueError, "times must be between 1 and 1000, got 1001"),
-        (lambda: linear_schedule().subschedule([-1, 5]), ValueError, "times must be between 1 and 1000, got -1"),
-        (lambda: linear_schedule().subschedule([1.5, 5]), TypeError, "times must be an int, got 1.5"),
+        (
+            lambda: cosine_schedule(offset=-1),
+            ValueError,
+            "offset must be at least 0, got -1",
+        ),
+        (
+            lambda: cosine_schedule(offset=math.nan),
+            ValueError,
+            "offset must be at least 0, got nan",
+        ),
+        (
+            lambda: cosine_schedule(beta_max=2),
+            ValueError,
+            "beta_max must be between 0 and 1, got 2",
+        ),
+        (
+            lambda: linear_schedule().times(0),
+            ValueError,
+            "steps must be between 1 and 1000, got 0",
+        ),
+        (
+            lambda: linear_schedule().times(1001),
+            ValueError,
+            "steps must be between 1 and 1000, got 1001",
+        ),
+        (
+            lambda: linear_schedule().times(10.0),
+            TypeError,
+            "steps must be an int, got 10.0",
+        ),
+        (
+            lambda: linear_schedule().subschedule([]),
+            ValueError,
+            r"times must keep at least one time .* got \[\]",
+        ),
+        (
+            lambda: linear_schedule().subschedule([0]),
+            ValueError,
+            "times must keep at least one time",
+        ),
+        (
+            lambda: linear_schedule().subschedule([5, 5, 9]),
+            ValueError,
+            r"times must be strictly .* got \[5, 5, 9\]",
+        ),
+        (
+            lambda: linear_schedule().subschedule([5, 9, 7]),
+            ValueError,
+            "times must be strictly increasing or strictly",
+        ),
+        (
+            lambda: linear_schedule().subschedule([1, 1001]),
+            ValueError,
+            "times must be between 1 and 1000, got 1001",
+        ),
+        (
+            lambda: linear_schedule().subschedule([-1, 5]),
+            ValueError,
+            "times must be between 1 and 1000, got -1",
+        ),
+        (
+            lambda: linear_schedule().subschedule([1.5, 5]),
+            TypeError,
+            "times must be an int, got 1.5",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(call, error, message):

@@ -22,7 +22,7 @@ class Spy(nn.Module):
         self.calls = []
 
     def __deepcopy__(self, memo):
-        return Spy(float(self.w))
+        return Spy(self.w.item())
 
     def forward(self, x_t, t, y=None):
         self.calls.append((x_t, t, y))
@@ -45,7 +45,10 @@ IMAGES = data.digits("test").x_0[:40]
 def run(diffusion, steps=6, seed=0, model_seed=0):
     model = small_unet(model_seed)
     states = [
-        (state.step, state.loss) for state in train(model, diffusion, IMAGES, steps=steps, batch_size=8, seed=seed)
+        (state.step, state.loss)
+        for state in train(
+            model, diffusion, IMAGES, steps=steps, batch_size=8, seed=seed
+        )
     ]
     return states, weights(model)
 
@@ -71,17 +74,23 @@ def test_another_seed_gives_another_result(diffusion):
 def test_the_average_is_that_of_its_formula(diffusion, ema_decay):
     model = small_unet()
     average = weights(model).double().numpy()
-    for state in train(model, diffusion, IMAGES, steps=20, batch_size=8, ema_decay=ema_decay):
+    for state in train(
+        model, diffusion, IMAGES, steps=20, batch_size=8, ema_decay=ema_decay
+    ):
         d = min(ema_decay, (state.step + 1) / (state.step + 10))
         average = d * average + (1 - d) * weights(model).double().numpy()
         assert np.allclose(weights(state.ema).numpy(), average, rtol=1e-5, atol=1e-6)
     swapped = (1 - d) * average + d * weights(model).double().numpy()
-    assert ema_decay in (0.0, 0.5) or not np.allclose(weights(state.ema).numpy(), swapped, rtol=1e-5, atol=1e-6)
+    assert ema_decay in (0.0, 0.5) or not np.allclose(
+        weights(state.ema).numpy(), swapped, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_average_is_one_network_in_evaluation_mode_without_gradients(diffusion):
     model = small_unet()
-    averages = [state.ema for state in train(model, diffusion, IMAGES, steps=3, batch_size=8)]
+    averages = [
+        state.ema for state in train(model, diffusion, IMAGES, steps=3, batch_size=8)
+    ]
     assert averages[0] is averages[-1]
     assert averages[0] is not model
     assert not averages[0].training
@@ -96,7 +105,12 @@ def optimizer_calls():
 
     def record(optimizer, args, kwargs):
         (group,) = optimizer.param_groups
-        calls.append((group["lr"], math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"]))))
+        calls.append(
+            (
+                group["lr"],
+                math.sqrt(sum(float(p.grad.square().sum()) for p in group["params"])),
+            )
+        )
 
     handle = register_optimizer_step_pre_hook(record)
     yield calls
@@ -104,33 +118,74 @@ def optimizer_calls():
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 10, 100])
-def test_the_learning_rate_rises_evenly_and_falls_like_half_a_cosine(diffusion, optimizer_calls, warmup):
-    list(train(Spy(), diffusion, torch.zeros(8, 1), steps=40, batch_size=8, learning_rate=0.3, warmup=warmup))
+def test_the_learning_rate_rises_evenly_and_falls_like_half_a_cosine(
+    diffusion, optimizer_calls, warmup
+):
+    list(
+        train(
+            Spy(),
+            diffusion,
+            torch.zeros(8, 1),
+            steps=40,
+            batch_size=8,
+            learning_rate=0.3,
+            warmup=warmup,
+        )
+    )
     rates = np.array([lr for lr, _ in optimizer_calls])
     step = np.arange(40)
     cosine = (1 + np.cos(np.pi * step / 40)) / 2
-    assert np.allclose(rates, 0.3 * cosine * np.minimum(1, (step + 1) / max(warmup, 1)), rtol=1e-9)
+    assert np.allclose(
+        rates, 0.3 * cosine * np.minimum(1, (step + 1) / max(warmup, 1)), rtol=1e-9
+    )
     assert 0 < rates[-1] < 0.3 * 0.002, "the last step is small but not lost"
 
 
-def test_a_large_gradient_is_scaled_down_and_a_small_one_is_not(diffusion, optimizer_calls):
+def test_a_large_gradient_is_scaled_down_and_a_small_one_is_not(
+    diffusion, optimizer_calls
+):
     """With w = 1000 the gradient of (ε - w)² is near 2000, with w = 0 it is small."""
-    list(train(Spy(1000.0), diffusion, torch.zeros(8, 1), steps=3, batch_size=8, max_grad_norm=0.7))
-    list(train(Spy(1000.0), diffusion, torch.zeros(8, 1), steps=3, batch_size=8, max_grad_norm=1e9))
+    list(
+        train(
+            Spy(1000.0),
+            diffusion,
+            torch.zeros(8, 1),
+            steps=3,
+            batch_size=8,
+            max_grad_norm=0.7,
+        )
+    )
+    list(
+        train(
+            Spy(1000.0),
+            diffusion,
+            torch.zeros(8, 1),
+            steps=3,
+            batch_size=8,
+            max_grad_norm=1e9,
+        )
+    )
     norms = [norm for _, norm in optimizer_calls]
     assert norms[:3] == pytest.approx([0.7] * 3, rel=1e-4)
     assert norms[3:] == pytest.approx([2000] * 3, rel=0.01)
 
 
-def test_each_epoch_takes_every_item_once_in_a_new_order_and_labels_stay_with_their_items(diffusion):
+def test_each_epoch_takes_every_item_once_in_a_new_order_and_labels_stay_with_their_items(
+    diffusion,
+):
     """Items are told apart by their values, so large that noise cannot mix them up; labels by their numbers."""
     n, batch_size = 23, 5
-    x_0, y = 1e6 * torch.arange(1, n + 1).view(n, 1).double(), torch.arange(100, 100 + n)
+    x_0, y = (
+        1e6 * torch.arange(1, n + 1).view(n, 1).double(),
+        torch.arange(100, 100 + n),
+    )
     model = Spy()
     list(train(model, diffusion, x_0, y, steps=12, batch_size=batch_size))
     epochs = []
     for i, (x_t, t, labels) in enumerate(model.calls):
-        items = (x_t[:, 0] / diffusion.schedule.alpha_bar[t].sqrt() / 1e6).round().long()
+        items = (
+            (x_t[:, 0] / diffusion.schedule.alpha_bar[t].sqrt() / 1e6).round().long()
+        )
         assert torch.equal(labels, items + 99)
         assert len(items) == batch_size
         if i % (n // batch_size) == 0:
@@ -161,16 +216,32 @@ def test_the_loss_falls_on_a_small_problem(diffusion):
     """One point: the network can learn to read ε off x_t. Without learning the loss stays at 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet(base_channels=16, channel_mults=(1,), blocks_per_level=1, attention_levels=(), groups=4)
+        unet = UNet(
+            base_channels=16,
+            channel_mults=(1,),
+            blocks_per_level=1,
+            attention_levels=(),
+            groups=4,
+        )
     losses = [
-        s.loss for s in train(unet, diffusion, IMAGES[:1].repeat(32, 1, 1, 1), steps=150, batch_size=32, warmup=20)
+        s.loss
+        for s in train(
+            unet,
+            diffusion,
+            IMAGES[:1].repeat(32, 1, 1, 1),
+            steps=150,
+            batch_size=32,
+            warmup=20,
+        )
     ]
     assert np.mean(losses[:3]) > 0.8
     assert np.mean(losses[-20:]) < 0.3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_average(diffusion, bad):
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_average(
+    diffusion, bad
+):
     class Breaks(Spy):
         def forward(self, x_t, t, y=None):
             return super().forward(x_t, t) * (bad if len(self.calls) == 4 else 1)
@@ -200,7 +271,9 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(diffus
 
     model, states = Breaks(2.0), []
     with pytest.raises(FloatingPointError, match="at step 4"):
-        states.extend(train(model, diffusion, torch.zeros(8, 1), steps=10, batch_size=8))
+        states.extend(
+            train(model, diffusion, torch.zeros(8, 1), steps=10, batch_size=8)
+        )
     assert bool(weights(model).isfinite().all())
 
 
@@ -210,7 +283,11 @@ X = torch.zeros(8, 1)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"x_0": X.to(torch.uint8)}, TypeError, r"x_0 must be floating point, got torch\.uint8; .*from_uint8"),
+        (
+            {"x_0": X.to(torch.uint8)},
+            TypeError,
+            r"x_0 must be floating point, got torch\.uint8; .*from_uint8",
+        ),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "steps must be an int, got 2.0"),
         ({"batch_size": 9}, ValueError, "batch_size must be between 1 and 8, got 9"),
@@ -223,8 +300,16 @@ X = torch.zeros(8, 1)
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be .* got nan"),
         ({"max_grad_norm": -1.0}, ValueError, r"max_grad_norm must be .* got -1\.0"),
         ({"seed": 1.5}, TypeError, r"seed must be an int, got 1\.5"),
-        ({"y": torch.zeros(7).long()}, ValueError, r"y must be 8 integer labels, got torch\.int64 of shape \(7,\)"),
-        ({"y": torch.zeros(8)}, ValueError, r"y must be 8 integer labels, got torch\.float32"),
+        (
+            {"y": torch.zeros(7).long()},
+            ValueError,
+            r"y must be 8 integer labels, got torch\.int64 of shape \(7,\)",
+        ),
+        (
+            {"y": torch.zeros(8)},
+            ValueError,
+            r"y must be 8 integer labels, got torch\.float32",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(diffusion, arguments, error, message):
@@ -252,7 +337,9 @@ def test_every_recipe_fits_its_data(name):
 
 
 def test_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="data must be one of digits, mnist, got 'cifar'"):
+    with pytest.raises(
+        ValueError, match="data must be one of digits, mnist, got 'cifar'"
+    ):
         new_model("cifar")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         new_model("digits", -1)

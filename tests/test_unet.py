@@ -16,7 +16,12 @@ CIFAR = {
     "attention_levels": (1,),
     "groups": 32,
 }
-GREY = {"base_channels": 32, "channel_mults": (1, 2, 2), "blocks_per_level": 1, "attention_levels": (1, 2)}
+GREY = {
+    "base_channels": 32,
+    "channel_mults": (1, 2, 2),
+    "blocks_per_level": 1,
+    "attention_levels": (1, 2),
+}
 LABELLED = {
     "base_channels": 16,
     "channel_mults": (1, 2),
@@ -25,10 +30,27 @@ LABELLED = {
     "groups": 4,
     "num_classes": 10,
 }
-SMALL = {"base_channels": 8, "channel_mults": (1, 2, 2), "blocks_per_level": 1, "groups": 4}
+SMALL = {
+    "base_channels": 8,
+    "channel_mults": (1, 2, 2),
+    "blocks_per_level": 1,
+    "groups": 4,
+}
 
-BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "time": "time_emb_proj", "norm_2": "norm2", "conv_2": "conv2"}
-ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
+BLOCK = {
+    "norm_1": "norm1",
+    "conv_1": "conv1",
+    "time": "time_emb_proj",
+    "norm_2": "norm2",
+    "conv_2": "conv2",
+}
+ATTENTION = {
+    "norm": "group_norm",
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "out": "to_out.0",
+}
 
 
 def diffusers_unet(config: dict, size: int) -> UNet2DModel:
@@ -39,10 +61,16 @@ def diffusers_unet(config: dict, size: int) -> UNet2DModel:
         sample_size=size,
         in_channels=config["in_channels"],
         out_channels=config["in_channels"],
-        block_out_channels=tuple(config["base_channels"] * m for m in config["channel_mults"]),
+        block_out_channels=tuple(
+            config["base_channels"] * m for m in config["channel_mults"]
+        ),
         layers_per_block=config["blocks_per_level"],
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        down_block_types=tuple(
+            "AttnDownBlock2D" if a else "DownBlock2D" for a in attention
+        ),
+        up_block_types=tuple(
+            "AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)
+        ),
         norm_num_groups=config["groups"],
         norm_eps=1e-6,
         downsample_padding=0,
@@ -62,7 +90,9 @@ def copy_weights(theirs: UNet2DModel, ours: UNet) -> None:
     def copy(module, name):
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" in source:
-                target.pop(f"{names[id(module)]}.{kind}").data.copy_(source.pop(f"{name}.{kind}"))
+                target.pop(f"{names[id(module)]}.{kind}").data.copy_(
+                    source.pop(f"{name}.{kind}")
+                )
 
     def copy_stage(stage, name, j):
         for part, theirs in BLOCK.items():
@@ -94,21 +124,28 @@ def copy_weights(theirs: UNet2DModel, ours: UNet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "size"), [(CIFAR, 32), (GREY, 28), (LABELLED, 8)], ids=["cifar", "grey", "labelled"]
+    ("config", "size"),
+    [(CIFAR, 32), (GREY, 28), (LABELLED, 8)],
+    ids=["cifar", "grey", "labelled"],
 )
 def test_output_is_that_of_diffusers_with_the_same_weights(randomised, config, size):
     ours = UNet(**config).eval()
     theirs = randomised(diffusers_unet(ours.config, size)).eval()
     copy_weights(theirs, ours)
     generator = torch.Generator().manual_seed(0)
-    x, t = torch.randn(2, ours.config["in_channels"], size, size, generator=generator), torch.tensor([1, 777])
+    x, t = (
+        torch.randn(2, ours.config["in_channels"], size, size, generator=generator),
+        torch.tensor([1, 777]),
+    )
     y = torch.tensor([3, 9]) if "num_classes" in config else None
     with torch.no_grad():
         expected = theirs(x, t - 1, y).sample
         scale = float(expected.abs().max())
         assert scale > 0.1
         assert float((ours(x, t, y) - expected).abs().max()) < 1e-5 * max(1.0, scale)
-        assert float((ours(x, t + 1, y) - expected).abs().max()) > 1e-5 * max(1.0, scale), "time not shifted by one"
+        assert float((ours(x, t + 1, y) - expected).abs().max()) > 1e-5 * max(
+            1.0, scale
+        ), "time not shifted by one"
 
 
 def test_the_cifar_network_has_as_many_parameters_as_that_of_the_paper():
@@ -120,12 +157,17 @@ def test_sinusoids_are_those_of_the_definition():
     position, channels = torch.tensor([0, 3, 999]), 8
     angle = position[:, None].double() * 10_000 ** -(torch.arange(4).double() / 3)
     expected = torch.cat([angle.sin(), angle.cos()], dim=1)
-    assert torch.allclose(sinusoidal_embedding(position, channels).double(), expected, atol=1e-4)
+    assert torch.allclose(
+        sinusoidal_embedding(position, channels).double(), expected, atol=1e-4
+    )
 
 
 def test_a_new_network_predicts_zero():
     unet = UNet(**SMALL)
-    assert float(unet(torch.randn(2, 1, 8, 8), torch.tensor([1, 9])).detach().abs().max()) == 0
+    assert (
+        float(unet(torch.randn(2, 1, 8, 8), torch.tensor([1, 9])).detach().abs().max())
+        == 0
+    )
 
 
 @given(
@@ -139,7 +181,9 @@ def test_a_new_network_predicts_zero():
 @settings(max_examples=25, deadline=None)
 def test_shape_is_kept_whatever_it_is(batch, in_channels, height, width, mults, blocks):
     factor = 2 ** (len(mults) - 1)
-    unet = UNet(in_channels, 4, mults, blocks, attention_levels=range(len(mults)), groups=2)
+    unet = UNet(
+        in_channels, 4, mults, blocks, attention_levels=range(len(mults)), groups=2
+    )
     x = torch.zeros(batch, in_channels, height * factor, width * factor)
     with torch.no_grad():
         assert unet(x, torch.ones(batch, dtype=torch.int64)).shape == x.shape
@@ -148,29 +192,43 @@ def test_shape_is_kept_whatever_it_is(batch, in_channels, height, width, mults, 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_output_has_the_dtype_of_the_network(randomised, dtype):
     unet = randomised(UNet(**SMALL)).eval()
-    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 9])
+    x, t = (
+        torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 9]),
+    )
     with torch.no_grad():
         expected = unet(x, t)
         result = unet.to(dtype)(x.to(dtype), t)
     assert result.dtype == dtype
-    assert torch.allclose(result.float(), expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
+    assert torch.allclose(
+        result.float(), expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-4
+    )
 
 
 def test_output_depends_on_time_but_not_on_the_rest_of_the_batch(randomised):
     unet = randomised(UNet(**SMALL)).eval()
-    x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 1000])
+    x, t = (
+        torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 2, 1000]),
+    )
     with torch.no_grad():
         together = unet(x, t)
         for i in range(3):
-            assert torch.allclose(unet(x[i : i + 1], t[i : i + 1]), together[i : i + 1], atol=1e-5)
+            assert torch.allclose(
+                unet(x[i : i + 1], t[i : i + 1]), together[i : i + 1], atol=1e-5
+            )
         for other in (torch.tensor([2, 1, 999]), t + 1):
-            assert bool(((unet(x, other) - together).abs().amax(dim=(1, 2, 3)) > 1e-4).all())
+            assert bool(
+                ((unet(x, other) - together).abs().amax(dim=(1, 2, 3)) > 1e-4).all()
+            )
 
 
 def test_output_depends_on_the_label_and_minus_one_means_none(randomised):
     unet = randomised(UNet(**SMALL, num_classes=3)).eval()
     x, t = (
-        torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1),
+        torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(
+            4, -1, -1, -1
+        ),
         torch.full((4,), 5),
     )
     with torch.no_grad():
@@ -191,16 +249,26 @@ def test_labels_and_times_of_any_integer_dtype_are_accepted(randomised, dtype):
 
 def test_every_parameter_gets_a_gradient(randomised):
     unet = randomised(UNet(**SMALL, attention_levels=(0, 2), num_classes=3))
-    x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 50, 1000])
+    x, t = (
+        torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 50, 1000]),
+    )
     unet(x, t, torch.tensor([0, 1, 2])).square().mean().backward()
-    silent = [name for name, p in unet.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
+    silent = [
+        name
+        for name, p in unet.named_parameters()
+        if p.grad is None or not bool((p.grad != 0).any())
+    ]
     # A constant added to every key changes no softmax, so the bias of the keys has no gradient but rounding.
     assert [name for name in silent if not name.endswith("key.bias")] == []
 
 
 def test_dropout_acts_in_training_only(randomised):
     unet = randomised(UNet(**SMALL, dropout=0.5))
-    x, t = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5])
+    x, t = (
+        torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([5]),
+    )
     with torch.no_grad():
         assert not torch.equal(unet.train()(x, t), unet(x, t))
         assert torch.equal(unet.eval()(x, t), unet(x, t))
@@ -219,19 +287,85 @@ X, T = torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])
 @pytest.mark.parametrize(
     ("x_t", "t", "y", "error", "message"),
     [
-        (torch.zeros(2, 1, 8, 6), T, None, ValueError, r"multiples of 4, .* got \(2, 1, 8, 6\)"),
-        (torch.zeros(2, 1, 7, 8), T, None, ValueError, "height and width of x_t must be multiples of 4"),
-        (torch.zeros(2, 3, 8, 8), T, None, ValueError, r"x_t must have shape \(B, 1, H, W\), got \(2, 3, 8, 8\)"),
-        (torch.zeros(2, 64), T, None, ValueError, r"x_t must have shape \(B, 1, H, W\), got \(2, 64\)"),
-        (X.to(torch.uint8), T, None, TypeError, r"x_t must be floating point, got torch\.uint8; .*from_uint8"),
-        (X, T.float(), None, (TypeError, ValueError), r"t must be an integer tensor.* got torch\.float32"),
-        (X, T.bool(), None, (TypeError, ValueError), r"t must be an integer tensor.* got torch\.bool"),
-        (X, torch.tensor([1, 2, 3]), None, ValueError, r"t must .*shape \(2,\).* got .*\(3,\)"),
+        (
+            torch.zeros(2, 1, 8, 6),
+            T,
+            None,
+            ValueError,
+            r"multiples of 4, .* got \(2, 1, 8, 6\)",
+        ),
+        (
+            torch.zeros(2, 1, 7, 8),
+            T,
+            None,
+            ValueError,
+            "height and width of x_t must be multiples of 4",
+        ),
+        (
+            torch.zeros(2, 3, 8, 8),
+            T,
+            None,
+            ValueError,
+            r"x_t must have shape \(B, 1, H, W\), got \(2, 3, 8, 8\)",
+        ),
+        (
+            torch.zeros(2, 64),
+            T,
+            None,
+            ValueError,
+            r"x_t must have shape \(B, 1, H, W\), got \(2, 64\)",
+        ),
+        (
+            X.to(torch.uint8),
+            T,
+            None,
+            TypeError,
+            r"x_t must be floating point, got torch\.uint8; .*from_uint8",
+        ),
+        (
+            X,
+            T.float(),
+            None,
+            (TypeError, ValueError),
+            r"t must be an integer tensor.* got torch\.float32",
+        ),
+        (
+            X,
+            T.bool(),
+            None,
+            (TypeError, ValueError),
+            r"t must be an integer tensor.* got torch\.bool",
+        ),
+        (
+            X,
+            torch.tensor([1, 2, 3]),
+            None,
+            ValueError,
+            r"t must .*shape \(2,\).* got .*\(3,\)",
+        ),
         (X, torch.tensor([0, 2]), None, ValueError, "t must be .* got 0"),
         (X, 2.0, None, TypeError, "t must be .*integer tensor.* got 2.0"),
-        (X, T, torch.tensor([0, 3]), ValueError, "y must be between -1 and 2, got 0 to 3"),
-        (X, T, torch.tensor([-2, 0]), ValueError, "y must be between -1 and 2, got -2 to 0"),
-        (X, T, torch.tensor([0.0, 1.0]), TypeError, r"y must be an integer tensor, got torch\.float32"),
+        (
+            X,
+            T,
+            torch.tensor([0, 3]),
+            ValueError,
+            "y must be between -1 and 2, got 0 to 3",
+        ),
+        (
+            X,
+            T,
+            torch.tensor([-2, 0]),
+            ValueError,
+            "y must be between -1 and 2, got -2 to 0",
+        ),
+        (
+            X,
+            T,
+            torch.tensor([0.0, 1.0]),
+            TypeError,
+            r"y must be an integer tensor, got torch\.float32",
+        ),
         (X, T, torch.tensor([0]), ValueError, r"y must have shape \(2,\)"),
     ],
 )
@@ -249,7 +383,10 @@ def test_one_label_for_the_whole_batch_is_accepted_or_refused_by_name(randomised
 
 
 def test_labels_for_a_network_without_are_refused():
-    with pytest.raises(ValueError, match="y was given, but this network has no labels; build it with num_classes"):
+    with pytest.raises(
+        ValueError,
+        match="y was given, but this network has no labels; build it with num_classes",
+    ):
         UNet(**SMALL)(X, T, torch.tensor([0, 1]))
 
 
@@ -260,12 +397,36 @@ def test_labels_for_a_network_without_are_refused():
         ({"base_channels": 7}, ValueError, "base_channels must be even, got 7"),
         ({"base_channels": 2}, ValueError, "base_channels must be at least 4, got 2"),
         ({"base_channels": 8.0}, TypeError, "base_channels must be an int, got 8.0"),
-        ({"channel_mults": ()}, ValueError, r"len\(channel_mults\) must be at least 1, got 0"),
-        ({"channel_mults": (1, 0)}, ValueError, "channel_mults must be at least 1, got 0"),
-        ({"blocks_per_level": 0}, ValueError, "blocks_per_level must be at least 1, got 0"),
-        ({"attention_levels": (3,)}, ValueError, "attention_levels must be between 0 and 2, got 3"),
-        ({"groups": 3}, ValueError, r"groups must divide every number of channels \[8, 16, 16\], got 3"),
-        ({"head_channels": 5}, ValueError, "head_channels must divide every number of channels .* got 5"),
+        (
+            {"channel_mults": ()},
+            ValueError,
+            r"len\(channel_mults\) must be at least 1, got 0",
+        ),
+        (
+            {"channel_mults": (1, 0)},
+            ValueError,
+            "channel_mults must be at least 1, got 0",
+        ),
+        (
+            {"blocks_per_level": 0},
+            ValueError,
+            "blocks_per_level must be at least 1, got 0",
+        ),
+        (
+            {"attention_levels": (3,)},
+            ValueError,
+            "attention_levels must be between 0 and 2, got 3",
+        ),
+        (
+            {"groups": 3},
+            ValueError,
+            r"groups must divide every number of channels \[8, 16, 16\], got 3",
+        ),
+        (
+            {"head_channels": 5},
+            ValueError,
+            "head_channels must divide every number of channels .* got 5",
+        ),
         ({"dropout": 1.5}, ValueError, r"dropout must be between 0 and 1, got 1\.5"),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
     ],

@@ -43,25 +43,38 @@ class ExactEps:
         self.schedule = schedule
         means = torch.as_tensor(means, dtype=torch.float64)
         if means.ndim < 2 or means.numel() == 0:
-            raise ValueError(f"means must have shape (K, ...), got {tuple(means.shape)}")
+            raise ValueError(
+                f"means must have shape (K, ...), got {tuple(means.shape)}"
+            )
         self.shape = means.shape[1:]
         self.means = means.flatten(1)  # (K, D)
         K, D = self.means.shape
         weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
         if weights.shape != (K,) or not bool((weights > 0).all()):
-            raise ValueError(f"weights must be {K} positive numbers, one for each mean, got {weights.tolist()}")
+            raise ValueError(
+                f"weights must be {K} positive numbers, one for each mean, got {weights.tolist()}"
+            )
         self.log_weights = (weights.double() / weights.double().sum()).log()
         if covariances is None:
-            self.eigenvalues, self.eigenvectors = torch.zeros(K, 1, dtype=torch.float64), None
+            self.eigenvalues, self.eigenvectors = (
+                torch.zeros(K, 1, dtype=torch.float64),
+                None,
+            )
             return
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if covariances.shape != (K, D, D):
-            raise ValueError(f"covariances must have shape {(K, D, D)}, got {tuple(covariances.shape)}")
+            raise ValueError(
+                f"covariances must have shape {(K, D, D)}, got {tuple(covariances.shape)}"
+            )
         if not torch.allclose(covariances, covariances.mT):
             raise ValueError("covariances must be symmetric")
-        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(covariances)  # (K, D), (K, D, D)
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(
+            covariances
+        )  # (K, D), (K, D, D)
         if bool((self.eigenvalues < -1e-9 * covariances.abs().max()).any()):
-            raise ValueError(f"covariances must have no negative eigenvalue, got {float(self.eigenvalues.min()):g}")
+            raise ValueError(
+                f"covariances must have no negative eigenvalue, got {float(self.eigenvalues.min()):g}"
+            )
         self.eigenvalues = self.eigenvalues.clamp(min=0)
 
     def __call__(self, x_t: Tensor, t: Tensor | int) -> Tensor:
@@ -72,22 +85,32 @@ class ExactEps:
             t: time steps in 1..T, int64 of shape (B,), or an int.
         """
         if _check.floating("x_t", x_t).shape[1:] != self.shape:
-            raise ValueError(f"x_t must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x_t.shape)}")
-        alpha_bar = self.schedule.alpha_bar_at(_check.times("t", t, x_t, 1, self.schedule.T))[:, None, None]
+            raise ValueError(
+                f"x_t must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x_t.shape)}"
+            )
+        alpha_bar = self.schedule.alpha_bar_at(
+            _check.times("t", t, x_t, 1, self.schedule.T)
+        )[:, None, None]
         means = self.means.to(alpha_bar.device)
         eigenvalues = self.eigenvalues.to(alpha_bar.device)
         log_weights = self.log_weights.to(alpha_bar.device)
 
         x = x_t.flatten(1).to(alpha_bar.device, torch.float64)
         offset = x[:, None] - alpha_bar.sqrt() * means  # (B, K, D): x_t - √ᾱ_t μ_k
-        variance = alpha_bar * eigenvalues + (1 - alpha_bar)  # (B, K, D or 1): eigenvalues of C_k
+        variance = alpha_bar * eigenvalues + (
+            1 - alpha_bar
+        )  # (B, K, D or 1): eigenvalues of C_k
         if self.eigenvectors is not None:
             eigenvectors = self.eigenvectors.to(alpha_bar.device)
             offset = torch.einsum("kde,bkd->bke", eigenvectors, offset)
         whitened = offset / variance
-        log_density = -0.5 * ((offset * whitened).sum(-1) + variance.log().expand_as(offset).sum(-1))
+        log_density = -0.5 * (
+            (offset * whitened).sum(-1) + variance.log().expand_as(offset).sum(-1)
+        )
         responsibility = torch.softmax(log_weights + log_density, dim=1)  # (B, K)
         if self.eigenvectors is not None:
             whitened = torch.einsum("kde,bke->bkd", eigenvectors, whitened)
-        eps = (1 - alpha_bar[:, 0]).sqrt() * torch.einsum("bk,bkd->bd", responsibility, whitened)
+        eps = (1 - alpha_bar[:, 0]).sqrt() * torch.einsum(
+            "bk,bkd->bd", responsibility, whitened
+        )
         return eps.view(x_t.shape).to(x_t.dtype).to(x_t.device)

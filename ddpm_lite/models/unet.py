@@ -28,7 +28,9 @@ def sinusoidal_embedding(position: Tensor, channels: int) -> Tensor:
         layout of the DDPM code).
     """
     half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=position.device) / (half - 1)
+    exponent = torch.arange(half, dtype=torch.float32, device=position.device) / (
+        half - 1
+    )
     angle = position[:, None].float() * torch.exp(-math.log(10000) * exponent)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
@@ -43,14 +45,25 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, t: Tensor) -> Tensor:
-        sinusoids = sinusoidal_embedding(t - 1, self.channels)  # published weights count time from 0
-        return self.linear_2(F.silu(self.linear_1(sinusoids.to(self.linear_1.weight.dtype))))
+        sinusoids = sinusoidal_embedding(
+            t - 1, self.channels
+        )  # published weights count time from 0
+        return self.linear_2(
+            F.silu(self.linear_1(sinusoids.to(self.linear_1.weight.dtype)))
+        )
 
 
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions, with the time added between them, and a way around both."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        groups: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.norm_1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -58,7 +71,11 @@ class ResidualBlock(nn.Module):
         self.norm_2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
@@ -83,7 +100,9 @@ class SelfAttention(nn.Module):
         B, C, H, W = x.shape
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
         q, k, v = (
-            layer(pixels).view(B, H * W, self.heads, -1).transpose(1, 2)  # (B, heads, H·W, C / heads)
+            layer(pixels)
+            .view(B, H * W, self.heads, -1)
+            .transpose(1, 2)  # (B, heads, H·W, C / heads)
             for layer in (self.query, self.key, self.value)
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H * W, C)
@@ -172,12 +191,20 @@ class UNet(nn.Module):
             _check.integer("attention_levels", level, 0, len(levels) - 1)
         if num_classes is not None:
             _check.integer("num_classes", num_classes, 1)
-        channels = [base_channels * _check.integer("channel_mults", m, 1) for m in channel_mults]
+        channels = [
+            base_channels * _check.integer("channel_mults", m, 1) for m in channel_mults
+        ]
         for c in channels:
             if c % groups:
-                raise ValueError(f"groups must divide every number of channels {channels}, got {groups}")
-            if head_channels is not None and c % _check.integer("head_channels", head_channels, 1):
-                raise ValueError(f"head_channels must divide every number of channels {channels}, got {head_channels}")
+                raise ValueError(
+                    f"groups must divide every number of channels {channels}, got {groups}"
+                )
+            if head_channels is not None and c % _check.integer(
+                "head_channels", head_channels, 1
+            ):
+                raise ValueError(
+                    f"head_channels must divide every number of channels {channels}, got {head_channels}"
+                )
         #: The arguments that rebuild this network, as JSON can hold them.
         self.config = {
             "in_channels": in_channels,
@@ -199,7 +226,9 @@ class UNet(nn.Module):
             )
 
         self.time_embedding = TimeEmbedding(base_channels, time_channels)
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, time_channels)
+        self.class_embedding = (
+            None if num_classes is None else nn.Embedding(num_classes, time_channels)
+        )
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
 
         # The way down. Each output is kept for the way up; ``skips`` counts their channels.
@@ -214,12 +243,16 @@ class UNet(nn.Module):
                 self.down.append(Downsample(c))
                 skips.append(c)
 
-        self.middle = nn.ModuleList([stage(c, c, attend=True), stage(c, c, attend=False)])
+        self.middle = nn.ModuleList(
+            [stage(c, c, attend=True), stage(c, c, attend=False)]
+        )
 
         self.up = nn.ModuleList()
         for level in reversed(levels):
             for _ in range(blocks_per_level + 1):
-                self.up.append(stage(c + skips.pop(), channels[level], level in attention_levels))
+                self.up.append(
+                    stage(c + skips.pop(), channels[level], level in attention_levels)
+                )
                 c = channels[level]
             if level != 0:
                 self.up.append(Upsample(c))
@@ -241,7 +274,7 @@ class UNet(nn.Module):
         Raises:
             TypeError, ValueError: for a shape, dtype or label that does not fit.
         """
-        self._check_input(x_t, t, y)
+        t, y = self._check_input(x_t, t, y)
         time = self.time_embedding(t)
         if y is not None:
             time = time + self.class_embedding(y.clamp(min=0)) * (y >= 0)[:, None]
@@ -254,27 +287,41 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, time)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), time) if isinstance(layer, Stage) else layer(h)
+            h = (
+                layer(torch.cat([h, skips.pop()], dim=1), time)
+                if isinstance(layer, Stage)
+                else layer(h)
+            )
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def _check_input(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> None:
-        _check.floating("x_t", x_t)
-        factor = 2 ** (len(self.config["channel_mults"]) - 1)
-        if x_t.ndim != 4 or x_t.shape[1] != self.config["in_channels"]:
-            raise ValueError(f"x_t must have shape (B, {self.config['in_channels']}, H, W), got {tuple(x_t.shape)}")
-        if x_t.shape[2] % factor or x_t.shape[3] % factor:
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Raise ValueError, naming the argument, unless a batch of this shape, (B, C, H, W), fits."""
+        channels, halvings = (
+            self.config["in_channels"],
+            len(self.config["channel_mults"]) - 1,
+        )
+        if len(shape) != 4 or shape[1] != channels:
             raise ValueError(
-                f"height and width of x_t must be multiples of {factor}, to be halved "
-                f"{len(self.config['channel_mults']) - 1} times, got {tuple(x_t.shape)}"
+                f"{name} must have shape (B, {channels}, H, W), got {tuple(shape)}"
             )
-        if t.is_floating_point() or t.shape != x_t.shape[:1]:
+        if any(_check.integer(name, size, 1) % 2**halvings for size in shape[2:]):
             raise ValueError(
-                f"t must be an integer tensor of shape {tuple(x_t.shape[:1])}, got {t.dtype}, {tuple(t.shape)}"
+                f"height and width of {name} must be multiples of {2**halvings}, "
+                f"to be halved {halvings} times, got {tuple(shape)}"
             )
+
+    def _check_input(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.check_shape("x_t", _check.floating("x_t", x_t).shape)
+        t = _check.times("t", t, x_t, 1)
         if y is not None:
             if self.class_embedding is None:
-                raise ValueError("y was given, but this network has no labels; build it with num_classes")
-            _check.times("y", y, x_t, -1, self.config["num_classes"] - 1)
+                raise ValueError(
+                    "y was given, but this network has no labels; build it with num_classes"
+                )
+            y = _check.times("y", y, x_t, -1, self.config["num_classes"] - 1)
+        return t, y
 
 
 def _zero(layer: nn.Module) -> nn.Module:
