@@ -36,7 +36,7 @@ RECIPES = {
     "digits": Recipe(
         (1, 8, 8),
         {"base_channels": 32, "channel_mults": (1, 2), "blocks_per_level": 1},
-        steps=1600,
+        steps=1100,
         options={"batch_size": 64},
     ),
     "mnist": Recipe(
