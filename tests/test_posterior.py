@@ -161,6 +161,22 @@ def test_coefficients_of_the_quadratic() -> None:
     )  # the roots forgotten
 
 
+@pytest.mark.equation("eq-posterior-witness")
+def test_witnesses() -> None:
+    """What x_t alone says of x_s; and the precision-weighted average of both statements is the mean."""
+    of_state = symbolic.complete_the_square(densities()[0], x_s)
+    assert same(of_state.mean, x_t / sp.sqrt(alpha))
+    assert same(of_state.variance, BETA / alpha)
+    assert not same(of_state.variance, BETA)
+    of_start = symbolic.forward_marginal()
+    precision = 1 / of_state.variance + 1 / of_start.variance
+    average = (
+        of_state.mean / of_state.variance + of_start.mean / of_start.variance
+    ) / precision
+    assert same(average, MEAN)
+    assert same(1 / precision, VARIANCE)
+
+
 @pytest.mark.equation("eq-complete-square")
 def test_completing_the_square() -> None:
     a, b, x = sp.symbols("a b x", positive=True)
@@ -456,23 +472,49 @@ def test_bayes_without_x_0_on_two_valued_data() -> None:
         assert np.abs(unconditional - only_one).max() > 0.01
 
 
-@pytest.mark.equation("eq-reverse-variance")
+@pytest.mark.equation("eq-reverse-mean", "eq-reverse-variance")
 def test_law_of_total_variance() -> None:
-    """The variance of q(x_s | x_t), integrated on a grid, against posterior variance plus ignorance of x_0."""
+    """Mean and variance of q(x_s | x_t), integrated on a grid, against the posterior with E[x_0 | x_t] put in."""
     schedule = cosine_schedule(T=20)
     for s, t, near in [(3, 4, 0.2), (5, 12, -0.4), (9, 10, 1.1)]:
         density = reverse_density(schedule, s, t, near)
         mean = np.trapezoid(GRID * density, GRID)
         variance = np.trapezoid((GRID - mean) ** 2 * density, GRID)
         alpha_bar = float(schedule.alpha_bar[t])
-        ignorance = 1 - np.tanh(np.sqrt(alpha_bar) * near / (1 - alpha_bar)) ** 2
-        weight_0, _, posterior_variance = by_package(GaussianDiffusion(schedule), s, t)
+        guess = np.tanh(np.sqrt(alpha_bar) * near / (1 - alpha_bar))  # E[x_0 | x_t]
+        ignorance = 1 - guess**2
+        weight_0, weight_t, posterior_variance = by_package(
+            GaussianDiffusion(schedule), s, t
+        )
+        assert mean == pytest.approx(weight_0 * guess + weight_t * near, abs=1e-9)
+        assert mean != pytest.approx(
+            weight_0 * np.sign(near) + weight_t * near, rel=0.01
+        )
         assert variance == pytest.approx(
             posterior_variance + weight_0**2 * ignorance, abs=1e-9
         )
         assert variance != pytest.approx(
             posterior_variance + weight_0 * ignorance, rel=0.01
         )  # weight not squared
+
+
+@pytest.mark.equation("eq-linear-guess")
+def test_error_of_the_best_linear_guess() -> None:
+    """min over k, l of E[(x_0 - k - l x_t)²], from the moments of data with any mean and variance c."""
+    c, mean, k, slope = sp.symbols("c m k l", real=True)
+    noisy_mean = sp.sqrt(ABAR_T) * mean
+    noisy_variance = ABAR_T * c + 1 - ABAR_T
+    covariance = sp.sqrt(ABAR_T) * c
+    error = c - 2 * slope * covariance + slope**2 * noisy_variance
+    error += (mean - k - slope * noisy_mean) ** 2
+    best = sp.solve([sp.diff(error, k), sp.diff(error, slope)], [k, slope], dict=True)[
+        0
+    ]
+    smallest = error.subs(best)
+    assert same(smallest, c * (1 - ABAR_T) / (c * ABAR_T + 1 - ABAR_T))
+    assert same(smallest, 1 / (1 / c + ABAR_T / (1 - ABAR_T)))
+    assert same(smallest.subs(c, 1), 1 - ABAR_T)
+    assert not same(smallest, c * (1 - ABAR_T))
 
 
 @pytest.mark.equation("eq-x0-variance-normal", "eq-reverse-variance-normal")
