@@ -6,15 +6,17 @@
 
 __version__ = "0.1.0"
 
+from ddpm_lite.bound import variational_bound
 from ddpm_lite.checkpoint import CheckpointError
 from ddpm_lite.model import Model, load
-from ddpm_lite.models import ExactEps, UNet
+from ddpm_lite.models import MLP, ExactEps, UNet
 from ddpm_lite.objective import simple_loss
 from ddpm_lite.process import GaussianDiffusion
 from ddpm_lite.sampler import ancestral, ddim, sample
 from ddpm_lite.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 __all__ = [
+    "MLP",
     "CheckpointError",
     "ExactEps",
     "GaussianDiffusion",
@@ -28,4 +30,5 @@ __all__ = [
     "load",
     "sample",
     "simple_loss",
+    "variational_bound",
 ]

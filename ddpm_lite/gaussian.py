@@ -25,6 +25,36 @@ def kl(
     return 0.5 * (ratio - 1 - ratio.log() + (mean_q - mean_p) ** 2 / variance_p)
 
 
+def discretised_log_density(
+    x: Tensor, mean: Tensor, variance: Tensor, levels: int = 256
+) -> Tensor:
+    """log of the probability that N(mean, variance), rounded to the nearest of ``levels`` grey values, is x.
+
+    The grey values divide [-1, 1] evenly. The probability is the integral of the density over the bin around x, of
+    width 2 / (levels - 1); the first and the last bin reach to infinity, so that all sum to one (Ho et al. 2020,
+    equation 13, with the exact normal distribution function). Stable in the far tails, and differentiable.
+
+    Args:
+        x: grey values in [-1, 1] (unchecked), any shape.
+        mean, variance: of the normal law, broadcast; ``variance`` positive.
+        levels: number of grey values, 2 or more.
+
+    Returns:
+        The logarithm for each entry, in nats; never above 0.
+    """
+    half = 1 / (levels - 1)
+    deviation = variance.sqrt()
+    lower, upper = (x - half - mean) / deviation, (x + half - mean) / deviation
+    # Φ(upper) - Φ(lower) = Φ(-lower) - Φ(-upper): take the side on which both are small and keep their digits.
+    mirrored = lower + upper > 0
+    a, b = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
+    log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+    inside = log_b + (-torch.expm1(log_a - log_b)).log()
+    darkest, brightest = x < -1 + half, x > 1 - half
+    outermost = torch.special.log_ndtr(torch.where(darkest, upper, -lower))
+    return torch.where(darkest | brightest, outermost, inside)
+
+
 def sample(
     mean: Tensor, variance: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:

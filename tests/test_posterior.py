@@ -63,7 +63,7 @@ def densities() -> tuple[sp.Expr, sp.Expr, sp.Expr]:
 # The forward process, as far as the chapter needs it.
 
 
-@pytest.mark.equation("eq-forward-marginal")
+@pytest.mark.equation("eq-recall-marginal")
 def test_forward_marginal_by_induction() -> None:
     """√α x_s + √(1 - α) z, with x_s from the marginal at s, has the marginal's form at t."""
     z = sp.Symbol("z", real=True)
@@ -80,7 +80,7 @@ def test_forward_marginal_by_induction() -> None:
     assert not same(variance, sp.sqrt(1 - ABAR_T))
 
 
-@pytest.mark.equation("eq-forward-jump")
+@pytest.mark.equation("eq-posterior-jump")
 def test_jump_by_chain_of_steps() -> None:
     """The steps from s to t, taken one by one, against the ratio of the ᾱ."""
     schedule = cosine_schedule(T=30)

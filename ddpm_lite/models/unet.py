@@ -70,7 +70,7 @@ class ResidualBlock(nn.Module):
         self.time = nn.Linear(time_channels, out_channels)
         self.norm_2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = (
             nn.Conv2d(in_channels, out_channels, 1)
             if in_channels != out_channels
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
-        self.out = _zero(nn.Linear(channels, channels))
+        self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -258,7 +258,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(c))
 
         self.norm_out = nn.GroupNorm(groups, c, eps=1e-6)
-        self.conv_out = _zero(nn.Conv2d(c, in_channels, 3, padding=1))
+        self.conv_out = zero_init(nn.Conv2d(c, in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict ε.
@@ -324,7 +324,7 @@ class UNet(nn.Module):
         return t, y
 
 
-def _zero(layer: nn.Module) -> nn.Module:
+def zero_init(layer: nn.Module) -> nn.Module:
     """Start a layer at zero, so that the block around it starts as the identity (Ho et al., appendix B)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
