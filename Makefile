@@ -40,9 +40,10 @@ test: $(SETUP)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-current-env $(NOTEBOOKS)
 
-# Run every notebook in place and store its outputs; see CONTRIBUTING.md.
+# Run every notebook in place, store its outputs, and write the page about the checks; see CONTRIBUTING.md.
 notebooks: $(SETUP)
 	$(BIN)/python book/run_notebooks.py $(NOTEBOOKS)
+	$(BIN)/python book/write_ledger_page.py
 
 # The package beside its peers; results go to benchmarks/results.
 bench: $(SETUP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import sys
@@ -91,6 +92,14 @@ def test_markers_name_equations_of_the_book(established: dict[str, set[str]]) ->
 def test_most_equations_are_checked_by_a_machine() -> None:
     checked = sum(entry["kind"] != "definition" for entry in LEDGER.values())
     assert checked >= 2 / 3 * len(LEDGER)
+
+
+def test_the_page_about_the_checks_is_what_the_ledger_says() -> None:
+    path = BOOK / "write_ledger_page.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    assert writer.PAGE.read_text(encoding="utf-8") == writer.page()
 
 
 def test_every_reference_to_an_equation_has_a_target() -> None:
