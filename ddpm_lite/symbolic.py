@@ -15,8 +15,6 @@ from sympy import Expr, Symbol
 x_0, x_s, x_t, eps = sp.symbols("x_0 x_s x_t varepsilon", real=True)
 #: ᾱ_s, and α = ᾱ_t / ᾱ_s, which is α_t when s = t - 1; both between 0 and 1, so that ᾱ_t = α ᾱ_s.
 alpha_bar_s, alpha = sp.symbols("alphabar_s alpha", positive=True)
-#: ᾱ_t as a symbol of its own, for results that are written with it.
-alpha_bar_t = sp.Symbol("alphabar_t", positive=True)
 
 
 class Gaussian(NamedTuple):
