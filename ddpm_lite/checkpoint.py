@@ -34,10 +34,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         OSError: if the folder cannot be made or written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {path.parent}: {error}") from error
     os.close(handle)
     temporary = Path(name)
     try:
