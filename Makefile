@@ -48,6 +48,7 @@ notebooks: $(SETUP)
 # The package beside its peers; results go to benchmarks/results.
 bench: $(SETUP)
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/clipping.py
 
 # The model that comes with the package.
 weights: $(SETUP)
