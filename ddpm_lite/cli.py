@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a model on a data set",
         description="Train a UNet to predict noise (algorithm 1 of DDPM) and write the averaged weights to "
         "OUT/model.safetensors.",
-        epilog="Example:  ddpm-lite train --data digits --seed 1 --out runs/digits   (a minute and a half on two "
+        epilog="Example:  ddpm-lite train --data digits --seed 1 --out runs/digits   (about a minute on two "
         "CPU cores). A GPU is used when there is one.",
         formatter_class=_Help,
     )
@@ -77,9 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/digits"),
         metavar="DIR",
-        help="the folder to write",
+        help="the folder to write (default: runs/DATA)",
     )
     command.set_defaults(run=_train)
 
@@ -129,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    path = options.out / "model.safetensors"
+    path = (options.out or Path("runs") / options.data) / "model.safetensors"
     with (
         contextlib.suppress(_Discard),
         atomic(path),

@@ -325,3 +325,11 @@ def test_python_m_ddpm_lite_is_the_command_line(run_folder):
     assert done.returncode == 1
     assert "steps must be between 1 and 50, got 0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_out_each_data_set_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = data.Images(torch.zeros(128, 1, 28, 28), torch.zeros(128).long())
+    monkeypatch.setitem(data.DATA_SETS, "mnist", lambda split: images)
+    assert main(["train", "--data", "mnist", "--steps", "1"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mnist"]
