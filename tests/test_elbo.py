@@ -447,11 +447,17 @@ def test_average_of_the_log_likelihood_over_the_prior() -> None:
     assert float(to_posterior.subs(at)) == pytest.approx(4.795, abs=1e-3)
 
 
-@pytest.mark.equation("eq-prior-sampling-cost")
+@pytest.mark.equation("eq-prior-sampling-factor", "eq-prior-sampling-cost")
 def test_second_moment_of_the_likelihood_over_the_prior() -> None:
     second = sp.integrate(sp.exp(2 * LIKELIHOOD + PRIOR).simplify(), (z, -sp.oo, sp.oo))
     factor = sp.simplify(second / sp.exp(2 * EVIDENCE))
     base = (w**2 + s**2) / (s * sp.sqrt(2 * w**2 + s**2))
+    exponent = (x - b) ** 2 / (w**2 + s**2) - (x - b) ** 2 / (2 * w**2 + s**2)
+    assert same(factor, base * sp.exp(exponent))
+    assert not same(factor, base * sp.exp(exponent / 2))
+    squared = sp.exp(2 * symbolic.log_density(z, m, s**2))
+    halved = sp.exp(symbolic.log_density(z, m, s**2 / 2)) / (2 * s * sp.sqrt(sp.pi))
+    assert same(squared, halved)
     assert same(factor.subs(x, b), base)
     assert not same(factor.subs(x, b), (w**2 + s**2) / s**2)
     assert sp.expand((w**2 + s**2) ** 2 - s**2 * (2 * w**2 + s**2)) == w**4  # base > 1

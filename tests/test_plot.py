@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import io
 import os
 from itertools import pairwise
 
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -150,6 +152,34 @@ def test_drawing_leaves_the_global_style_alone_and_use_style_sets_it():
         plot.use_style()
         assert plt.rcParams["axes.prop_cycle"].by_key()["color"][0] == plot.BLUE
     assert dict(plt.rcParams) == before
+
+
+def test_an_animation_has_every_frame_in_order_and_comes_to_rest():
+    def figure(height: float):
+        drawn, axis = plt.subplots(figsize=(1, 1))
+        axis.set_axis_off()
+        axis.set_ylim(0, 1)
+        axis.axhspan(0, height, color="black")
+        return drawn
+
+    heights = [0.1, 0.5, 0.9]
+    data = plot.animated_png((figure(h) for h in heights), seconds=3, loops=2)
+    assert plt.get_fignums() == []
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        assert (picture.format, picture.n_frames, picture.info["loop"]) == ("PNG", 3, 2)
+        darkness, durations = [], []
+        for frame in range(3):
+            picture.seek(frame)
+            durations.append(picture.info["duration"])
+            darkness.append(255 - np.asarray(picture.convert("L")).mean())
+    assert durations == [1000, 1000, 1500]
+    assert darkness == sorted(darkness)
+    assert darkness[2] > 1.5 * darkness[0]
+
+
+def test_an_animation_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="figures must hold at least one frame"):
+        plot.animated_png([])
 
 
 def test_colours_stay_apart_in_grey():
