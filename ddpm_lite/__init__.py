@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from ddpm_lite.bound import variational_bound
 from ddpm_lite.checkpoint import CheckpointError
 from ddpm_lite.model import Model, load
-from ddpm_lite.models import MLP, ExactEps, UNet
+from ddpm_lite.models import MLP, VAE, ExactEps, UNet
 from ddpm_lite.objective import simple_loss
 from ddpm_lite.process import GaussianDiffusion
 from ddpm_lite.sampler import ancestral, ddim, sample
@@ -17,6 +17,7 @@ from ddpm_lite.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 __all__ = [
     "MLP",
+    "VAE",
     "CheckpointError",
     "ExactEps",
     "GaussianDiffusion",

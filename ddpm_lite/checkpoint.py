@@ -1,23 +1,27 @@
 """Files that are whole or not there: tensors with a JSON description, in one safetensors file. Chapter 9.
 
-The description travels in the header of the tensors' own file, so the two can never disagree. Nothing here
-unpickles, so a file from a stranger cannot run code.
+The description travels in the header of the tensors' own file, so the two can never disagree, together with a
+checksum of the tensors, so that damage on the disk is found. Nothing here unpickles, so a file from a stranger
+cannot run code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-_KEY = "ddpm_lite"
+_KEY, _SUM = "ddpm_lite", "sha256"
 
 
 class CheckpointError(ValueError):
@@ -73,9 +77,9 @@ def save(
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
     }
-    content = to_bytes(tensors, metadata={_KEY: json.dumps(description)})
+    header = {_KEY: json.dumps(description), _SUM: _checksum(tensors)}
     with atomic(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(to_bytes(tensors, metadata=header))
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -104,4 +108,36 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         raise CheckpointError(
             f"{path} was not written by ddpm_lite: it has no description"
         ) from error
+    if metadata.get(_SUM) != _checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit")
     return tensors, description
+
+
+def newest(
+    folder: str | Path, pattern: str
+) -> tuple[Path, dict[str, Tensor], dict[str, object]] | None:
+    """The last checkpoint in a folder, by name, that can be read: its path and what ``load`` gives; None if none can.
+
+    Args:
+        folder: where to look; it need not exist.
+        pattern: of the file names, such as "step-*.safetensors".
+
+    Warns:
+        UserWarning: naming each damaged file that is passed over.
+    """
+    for path in sorted(Path(folder).glob(pattern), reverse=True):
+        try:
+            return path, *load(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; going back to the one before", stacklevel=2)
+    return None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

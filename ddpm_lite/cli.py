@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from ddpm_lite import __version__, data, plot
 from ddpm_lite.checkpoint import atomic
 from ddpm_lite.model import load
 from ddpm_lite.sampler import SAMPLERS
-from ddpm_lite.train import RECIPES, new_model, train
+from ddpm_lite.train import PRECISIONS, RECIPES, fastest_precision, new_model, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +84,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the folder to write (default: runs/DATA)",
     )
+    command.add_argument(
+        "--save-every",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="steps between checkpoints (the last two are kept until the run is finished)",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in DIR, as if the run had never stopped; start anew if there is none",
+    )
+    command.add_argument(
+        "--stop-after",
+        type=int,
+        metavar="N",
+        help="stop after step N, as if by Ctrl-C, leaving the rest for --resume",
+    )
+    command.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        help="of the network's products (default: what is fastest on the device)",
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser(
@@ -128,46 +155,67 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    path = (options.out or Path("runs") / options.data) / "model.safetensors"
-    with (
-        contextlib.suppress(_Discard),
-        atomic(path),
-    ):  # fail now, not after an hour, if it cannot be written
-        raise _Discard
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rank, device = _processes()
+    folder = options.out or Path("runs") / options.data
+    path = folder / "model.safetensors"
+    if rank == 0:
+        with contextlib.suppress(_Discard), atomic(path):
+            raise _Discard  # fail now, not after an hour, if it cannot be written
+    if not options.resume and any(folder.glob("step-*.safetensors")):
+        raise ValueError(
+            f"{folder} holds a run that is not finished; go on with --resume, or give another --out"
+        )
     images = data.load(options.data)
     model = new_model(options.data, options.seed)
     model.unet.to(device)
     recipe = RECIPES[options.data]
     steps = recipe.steps if options.steps is None else options.steps
+    precision = options.precision or fastest_precision(device)
     count = sum(p.numel() for p in model.unet.parameters())
-    print(
-        f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device}; {steps:,} steps"
-    )
-
-    start, state, average, failure = time.perf_counter(), None, 0.0, None
+    if rank == 0:
+        print(
+            f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device} "
+            f"in {precision}; {steps:,} steps"
+        )
     run = train(
         model.unet,
         model.diffusion,
         images.x_0.to(device),
+        images.y if model.unet.config["num_classes"] else None,
         steps=steps,
         seed=options.seed,
+        precision=precision,
+        folder=folder,
+        save_every=options.save_every,
         **recipe.options,
     )
-    try:
-        with tqdm(run, total=steps, unit="step", smoothing=0.05) as progress:
-            for state in progress:
-                average += (state.loss - average) * max(0.02, 1 / state.step)
-                progress.set_postfix(loss=f"{average:.4f}", refresh=False)
-    except (KeyboardInterrupt, FloatingPointError) as error:
-        if state is None:
-            raise
-        failure = error if isinstance(error, FloatingPointError) else None
+    start, state, first, failure = time.perf_counter(), None, None, None
+    with _Stop() as stop, tqdm(total=steps, unit="step", disable=rank > 0) as progress:
+        try:
+            for state in run:
+                if first is None:
+                    first = state.step - 1
+                progress.update(state.step - progress.n)
+                if state.step % 10 == 0:
+                    progress.set_postfix(
+                        loss=f"{state.losses[-50:].mean():.4f}", refresh=False
+                    )
+                if stop or state.step == options.stop_after:
+                    break
+        except FloatingPointError as error:
+            if state is None:
+                raise
+            failure = error
+    run.close()  # writes a checkpoint
+    seconds = time.perf_counter() - start
+    if rank > 0:
+        return
+    if failure or state.step < steps:
         print(
-            f"{failure or f'interrupted after step {state.step}'}; keeping what was learned so far",
+            f"stopped after step {state.step} of {steps}; go on with:  {options.command}"
+            + ("" if options.resume else " --resume"),
             file=sys.stderr,
         )
-    seconds = time.perf_counter() - start
     model.unet = state.ema
     model.card = {
         "command": options.command,
@@ -176,14 +224,63 @@ def _train(options: argparse.Namespace) -> None:
         "steps": state.step,
         "batch_size": recipe.options["batch_size"],
         "seed": options.seed,
+        "precision": precision,
         "seconds": round(seconds, 1),
-        "final_loss": round(average, 5),
+        "seconds_are_of_steps": [first + 1, state.step],
+        "losses": [round(float(part.mean()), 5) for part in state.losses.split(100)],
         "versions": {"ddpm_lite": __version__, "torch": torch.__version__},
     }
     model.save(path)
+    if state.step == steps:
+        for checkpoint in folder.glob("step-*.safetensors"):
+            checkpoint.unlink()
     print(f"trained in {seconds:.0f} s; wrote {path}")
     if failure:
         raise failure
+
+
+def _processes() -> tuple[int, torch.device]:
+    """The number of this process among those that torchrun started, 0 if it did not, and its device."""
+    cuda = torch.cuda.is_available()
+    if "LOCAL_RANK" not in os.environ:
+        return 0, torch.device("cuda" if cuda else "cpu")
+    device = (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if cuda
+        else torch.device("cpu")
+    )
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return dist.get_rank(), device
+
+
+class _Stop(contextlib.AbstractContextManager):
+    """True once the process was asked to stop (Ctrl-C, SIGTERM), so that the step at hand can be finished.
+
+    A second Ctrl-C is not waited with.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> _Stop:
+        def ask(number: int, _: object) -> None:
+            self.asked = True
+            signal.signal(number, self.before[number])
+
+        self.before = {
+            number: signal.signal(number, ask)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def _sample(options: argparse.Namespace) -> None:

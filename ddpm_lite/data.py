@@ -34,7 +34,7 @@ def from_uint8(images: Tensor, levels: int = 256) -> Tensor:
             f"images must be a uint8 tensor, got {getattr(images, 'dtype', type(images).__name__)}"
         )
     _check.integer("levels", levels, 2, 256)
-    if images.numel() and int(images.max()) >= levels:
+    if levels < 256 and images.numel() and int(images.max()) >= levels:
         raise ValueError(
             f"images must have values below levels = {levels}, got {int(images.max())}"
         )

@@ -1,21 +1,28 @@
-"""Algorithm 1 of DDPM, with what makes it work in practice: warm-up, clipping, an average of the weights.
+"""Algorithm 1 of DDPM, with what makes it work in practice: warm-up, clipping, an average of the weights, resuming.
 
-Chapter 9 of the book.
+All that is random in a step is a function of the seed and the number of the step. So a run that is continued from
+a checkpoint, or spread over several processes, takes the same steps as one that is neither. Chapter 9 of the book.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_lite import _check
-from ddpm_lite.data import check_images
+from ddpm_lite import __version__, _check, checkpoint, gaussian
+from ddpm_lite.data import check_images, from_uint8
 from ddpm_lite.model import Model
 from ddpm_lite.models.unet import UNet
 from ddpm_lite.objective import simple_loss
@@ -44,11 +51,12 @@ RECIPES = {
         {
             "base_channels": 32,
             "channel_mults": (1, 2, 2),
-            "blocks_per_level": 2,
+            "blocks_per_level": 1,
             "attention_levels": (2,),
+            "num_classes": 10,
         },
-        steps=20_000,
-        options={"batch_size": 128, "learning_rate": 1e-3},
+        steps=12_000,
+        options={"batch_size": 64},
     ),
 }
 
@@ -69,10 +77,41 @@ class TrainState(NamedTuple):
 
     step: int
     """Steps done, from 1."""
-    loss: float
-    """L_simple of this step's batch."""
+    loss: Tensor
+    """L_simple of this step's batch, a scalar on the device of the network; ``float(loss)`` waits for it."""
     ema: nn.Module
     """The averaged network, for sampling; the same object at every step."""
+    losses: Tensor
+    """The losses of all steps so far, those before a resumption included, shape (step,)."""
+    skipped: int
+    """How many of these steps were left out because a float16 gradient overflowed."""
+
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_CHECK_EVERY = (
+    50  # steps, on an accelerator: looking at a number there means waiting for it
+)
+_MOST_OVERFLOWS = 20  # float16 steps in a row that may be lost while the scale is found
+
+
+def fastest_precision(device: torch.device | str) -> str:
+    """The precision that suits the hardware: "bfloat16" where it is native, "float16" on older GPUs, else "float32".
+
+    Weights, schedule, loss and optimiser stay in float32; this is the precision of the network's matrix products.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bfloat16" if native else "float16"
+    return (
+        "bfloat16"
+        if device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        else "float32"
+    )
 
 
 def train(
@@ -87,7 +126,11 @@ def train(
     warmup: int = 100,
     ema_decay: float = 0.999,
     max_grad_norm: float = 1.0,
+    label_dropout: float = 0.1,
+    precision: str = "float32",
     seed: int = 0,
+    folder: str | Path | None = None,
+    save_every: int = 1000,
 ) -> Iterator[TrainState]:
     """Train a network to predict ε (Ho et al. 2020, algorithm 1); one ``TrainState`` a step.
 
@@ -95,26 +138,41 @@ def train(
     weights are ``ema += (1 - d) (weights - ema)`` with d = min(ema_decay, (step + 1) / (step + 10)), so that the
     random start is forgotten soon.
 
+    With a ``folder``, everything that the next step depends on is written there every ``save_every`` steps, after
+    the last one, and when the loop is left. A run started again with the same arguments goes on from the newest file
+    that is whole (and yields the state found there first). It takes the very steps that it would have taken: on the
+    CPU, bit for bit.
+
+    In a process group (``torchrun``) each process works on its share of every batch, and the first one writes.
+
     Args:
         model: an ``eps_model(x_t, t)``, or ``model(x_t, t, y)`` when ``y`` is given; trained in place.
         diffusion: the forward process.
-        x_0: the data, float, shape (N, ...), on the model's device; images (N, C, H, W) in [-1, 1].
+        x_0: the data, shape (N, ...), on the model's device or on the CPU; images (N, C, H, W), float in [-1, 1] or
+            uint8, which are turned into floats batch by batch.
         y: class labels, int64, shape (N,), or None.
         steps: number of steps.
-        batch_size: items a step; at most N.
+        batch_size: items a step, over all processes; at most N.
         learning_rate: its largest value.
         warmup: steps over which it rises.
         ema_decay: d of the average above, in [0, 1).
         max_grad_norm: gradients of a larger norm are scaled down to it.
-        seed: of the order of the data, t and ε. With the model's initial weights it fixes the run (but dropout,
-            if the network has it, draws from torch's global generator).
+        label_dropout: the share of labels that are replaced by -1, "no label", so that the network learns both.
+        precision: of the network's products, "float32", "bfloat16" or "float16" (with a scaled loss; a step whose
+            gradient overflows is left out). ``fastest_precision`` names the one that suits a device.
+        seed: of the order of the data, t, ε and dropout. With the model's initial weights it fixes the run.
+        folder: where to keep checkpoints, ``step-*.safetensors``, the last two of them; None for none.
+        save_every: steps between them.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit.
-        FloatingPointError: if the loss or its gradient is not finite, with the step; ``ema`` of the last state is
-            still good.
+        TypeError, ValueError: for arguments that do not fit, or do not fit the run that ``folder`` holds.
+        FloatingPointError: if the loss or its gradient is not finite, with the step. On the CPU the weights and
+            ``ema`` of the last state are still good; elsewhere it is noticed within 50 steps. No such state is
+            ever written.
+        OSError: if a checkpoint cannot be written; the one before is still there.
     """
-    if _check.floating("x_0", x_0).ndim == 4:
+    whole = isinstance(x_0, Tensor) and x_0.dtype == torch.uint8 and x_0.ndim == 4
+    if not whole and _check.floating("x_0", x_0).ndim == 4:
         check_images(x_0)
     _check.integer("steps", steps, 1)
     _check.integer("batch_size", batch_size, 1, len(x_0))
@@ -123,55 +181,241 @@ def train(
         raise ValueError(f"ema_decay must be below 1, got {ema_decay}")
     _check.number("learning_rate", learning_rate, 0)
     _check.number("max_grad_norm", max_grad_norm, 0)
+    _check.number("label_dropout", label_dropout, 0, 1)
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+        )
     _check.integer("seed", seed, 0)
+    _check.integer("save_every", save_every, 1)
     if y is not None and (y.shape != x_0.shape[:1] or y.is_floating_point()):
         raise ValueError(
             f"y must be {len(x_0)} integer labels, got {y.dtype} of shape {tuple(y.shape)}"
         )
+    grouped = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    if batch_size % world:
+        raise ValueError(
+            f"batch_size must be a multiple of the {world} processes, got {batch_size}"
+        )
+    share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
-    def rate(step: int) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     ema = copy.deepcopy(model).eval().requires_grad_(False)
+    losses = torch.zeros(steps, device=device)
+    done, skipped, in_a_row = 0, 0, 0
+    keeper = None
+    if folder is not None:
+        plan = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "warmup": warmup,
+            "ema_decay": ema_decay,
+            "max_grad_norm": max_grad_norm,
+            "label_dropout": label_dropout,
+            "precision": precision,
+            "seed": seed,
+            "data": [list(x_0.shape), _fingerprint(x_0)],
+            "schedule": _fingerprint(diffusion.schedule.beta),
+        }
+        keeper = _Keeper(Path(folder), plan, model, ema, optimizer, scaler, losses)
+        done, skipped = keeper.resume()
+        if done:
+            yield TrainState(done, losses[done - 1], ema, losses[:done], skipped)
+
+    network = DistributedDataParallel(model) if grouped else model
+    random = torch.Generator(device)
+    random_cpu = torch.Generator()
+    bad = torch.zeros(
+        3, device=device
+    )  # the first step that was not finite, its loss, its gradient's norm
+
+    def stop_if_bad() -> None:
+        if bad[0] > 0:
+            step, loss, norm = bad.tolist()
+            raise FloatingPointError(
+                f"the loss is {loss:g} and the norm of its gradient {norm:g} at step {step:.0f}; "
+                "try a smaller learning rate"
+            )
+
     model.train()
-    for step, batch in enumerate(
-        _batches(len(x_0), batch_size, steps, generator), start=1
+    for step, items in enumerate(
+        _batches(len(x_0), batch_size, seed, done), start=done + 1
     ):
-        batch = batch.to(x_0.device)
-        eps_model = model if y is None else partial(model, y=y[batch])
-        loss = simple_loss(eps_model, diffusion, x_0[batch], generator)
-        if not math.isfinite(value := loss.item()):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step}; try a smaller learning rate"
+        if step > steps:
+            return
+        # Every process draws for the whole batch and keeps its share, so that the number of processes is no matter.
+        random.manual_seed(_seed(seed, step, 0))
+        t = torch.randint(
+            1, diffusion.T + 1, (batch_size,), device=device, generator=random
+        )[share]
+        batch = x_0[items[share].to(x_0.device)]
+        if batch.device != device:
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        if whole:
+            batch = from_uint8(batch)
+        eps = gaussian.randn((batch_size, *batch.shape[1:]), batch, random)[share]
+        eps_model = network
+        if y is not None:
+            random_cpu.manual_seed(_seed(seed, step, 1))
+            drop = torch.rand(batch_size, generator=random_cpu) < label_dropout
+            labels = y[items.to(y.device)].cpu().masked_fill(drop, -1)[share]
+            eps_model = partial(network, y=labels.to(device, non_blocking=True))
+
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(
+                device.type, PRECISIONS[precision], enabled=precision != "float32"
+            ),
+        ):
+            torch.manual_seed(_seed(seed, step, 2 + rank))  # for dropout
+            loss = simple_loss(eps_model, diffusion, batch, t=t, eps=eps)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        loss = loss.detach()
+        if grouped:
+            dist.all_reduce(loss, dist.ReduceOp.SUM)
+            loss /= world
+        finite = loss.isfinite() & norm.isfinite()
+        overflow = precision == "float16" and not bool(finite)
+        skipped, in_a_row = skipped + overflow, (in_a_row + 1) * overflow
+        if precision != "float16" or in_a_row > _MOST_OVERFLOWS:
+            now = torch.stack([torch.full_like(loss, step), loss, norm])
+            bad = torch.where(finite | (bad[0] > 0), bad, now.to(bad))
+        last = step == steps or (keeper is not None and step % save_every == 0)
+        if last or device.type == "cpu" or step % _CHECK_EVERY == 0:
+            stop_if_bad()
+
+        for group in optimizer.param_groups:
+            rise = min(1.0, step / warmup) if warmup else 1.0
+            group["lr"] = (
+                learning_rate
+                * rise
+                * 0.5
+                * (1 + math.cos(math.pi * (step - 1) / steps))
             )
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient is {norm} at step {step}; try a smaller learning rate"
-            )
-        optimizer.step()
-        decay.step()
         d = min(ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(ema.parameters()), list(model.parameters()), 1 - d
             )
-        yield TrainState(step, value, ema)
+        losses[step - 1] = loss
+        if last and keeper is not None and rank == 0:
+            keeper.write(step, skipped)
+        try:
+            yield TrainState(step, loss, ema, losses[:step], skipped)
+        except GeneratorExit:
+            if not last and keeper is not None and rank == 0:
+                stop_if_bad()
+                keeper.write(step, skipped)
+            raise
 
 
-def _batches(
-    n: int, batch_size: int, steps: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Indices of each batch: every item once an epoch, in a new order each; the odd rest of an epoch is left out."""
-    order, start = torch.randperm(n, generator=generator), 0
-    for _ in range(steps):
-        if start + batch_size > n:
-            order, start = torch.randperm(n, generator=generator), 0
-        yield order[start : start + batch_size]
-        start += batch_size
+class _Keeper(NamedTuple):
+    """Writes and reads all that the next step of a run depends on."""
+
+    folder: Path
+    plan: dict[str, object]
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    losses: Tensor
+
+    def write(self, step: int, skipped: int) -> None:
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {
+            **{
+                f"model.{name}": value
+                for name, value in self.model.state_dict().items()
+            },
+            **{f"ema.{name}": value for name, value in self.ema.state_dict().items()},
+            **{
+                f"adam.{i}.{name}": value
+                for i, state in moments.items()
+                for name, value in state.items()
+            },
+            "losses": self.losses[:step],
+        }
+        description = {
+            "kind": "ddpm_lite.train",
+            "version": __version__,
+            "step": step,
+            "skipped": skipped,
+            "scaler": self.scaler.state_dict(),
+            "plan": self.plan,
+        }
+        checkpoint.save(
+            self.folder / f"step-{step:08d}.safetensors", tensors, description
+        )
+        for path in sorted(self.folder.glob("step-*.safetensors"))[:-2]:
+            path.unlink()
+
+    def resume(self) -> tuple[int, int]:
+        """Put everything back as the newest whole file has it; the steps done and skipped, 0 if there is no file."""
+        found = checkpoint.newest(self.folder, "step-*.safetensors")
+        if found is None:
+            return 0, 0
+        path, tensors, description = found
+        plan = description.get("plan")
+        if description.get("kind") != "ddpm_lite.train" or not isinstance(plan, dict):
+            raise checkpoint.CheckpointError(f"{path} holds no training run")
+        for name, value in self.plan.items():
+            if plan.get(name) != value:
+                raise ValueError(
+                    f"the run in {self.folder} has {name} = {plan.get(name)}, got {value}; "
+                    "give it the same arguments, or another folder"
+                )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                name[len(prefix) :]: value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("adam.").items():
+            i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = value
+        try:
+            self.model.load_state_dict(part("model."))
+            self.ema.load_state_dict(part("ema."))
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            self.scaler.load_state_dict(description["scaler"])
+            self.losses[: description["step"]] = tensors["losses"].to(self.losses)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise checkpoint.CheckpointError(
+                f"{path} belongs to another network: {error}"
+            ) from error
+        return description["step"], description["skipped"]
+
+
+def _batches(n: int, batch_size: int, seed: int, done: int) -> Iterator[Tensor]:
+    """Indices of each batch from step ``done`` + 1 on: every item once an epoch, in a new order each.
+
+    The odd rest of an epoch is left out.
+    """
+    for step in itertools.count(done):
+        epoch, k = divmod(step, n // batch_size)
+        if k == 0 or step == done:
+            generator = torch.Generator().manual_seed(_seed(seed, epoch))
+            order = torch.randperm(n, generator=generator)
+        yield order[k * batch_size : (k + 1) * batch_size]
+
+
+def _seed(seed: int, *key: int) -> int:
+    """A seed of its own for each key."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+def _fingerprint(x: Tensor) -> int:
+    return zlib.crc32(x.detach().cpu().contiguous().numpy())

@@ -45,7 +45,7 @@ IMAGES = data.digits("test").x_0[:40]
 def run(diffusion, steps=6, seed=0, model_seed=0):
     model = small_unet(model_seed)
     states = [
-        (state.step, state.loss)
+        (state.step, float(state.loss))
         for state in train(
             model, diffusion, IMAGES, steps=steps, batch_size=8, seed=seed
         )
@@ -164,7 +164,17 @@ def test_each_epoch_takes_every_item_once_in_a_new_order_and_labels_stay_with_th
         torch.arange(100, 100 + n),
     )
     model = Spy()
-    list(train(model, diffusion, x_0, y, steps=12, batch_size=batch_size))
+    list(
+        train(
+            model,
+            diffusion,
+            x_0,
+            y,
+            steps=12,
+            batch_size=batch_size,
+            label_dropout=0.0,
+        )
+    )
     epochs = []
     for i, (x_t, t, labels) in enumerate(model.calls):
         items = (
@@ -179,6 +189,30 @@ def test_each_epoch_takes_every_item_once_in_a_new_order_and_labels_stay_with_th
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == 20
     assert epochs[0] != epochs[1]
+
+
+def test_a_share_of_the_labels_is_dropped_and_uint8_images_are_scaled(diffusion):
+    images = torch.full((512, 1, 2, 2), 255, dtype=torch.uint8)
+    model = Spy()
+    options = {"steps": 2, "batch_size": 512, "label_dropout": 0.25}
+    list(train(model, diffusion, images, torch.full((512,), 3), **options))
+    floats = Spy()
+    list(
+        train(
+            floats,
+            diffusion,
+            torch.ones(512, 1, 2, 2),
+            torch.full((512,), 3),
+            **options,
+        )
+    )
+    for (x_t, t, y), (x_t_float, _, y_float) in zip(model.calls, floats.calls):
+        assert set(y.tolist()) == {-1, 3}
+        assert 0.17 < (y == -1).float().mean() < 0.33  # 4 sigma
+        assert torch.equal(y, y_float)
+        assert torch.equal(x_t, x_t_float)
+        del t
+    assert not torch.equal(model.calls[0][2], model.calls[1][2])
 
 
 def test_without_labels_the_network_gets_none(diffusion):
@@ -208,7 +242,7 @@ def test_the_loss_falls_on_a_small_problem(diffusion):
             groups=4,
         )
     losses = [
-        s.loss
+        float(s.loss)
         for s in train(
             unet,
             diffusion,
@@ -238,7 +272,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_a
             average = copy.deepcopy(state.ema)
         return average
 
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 4"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is (nan|inf) and .* at step 4"
+    ):
         go()
     assert state.step == 3
     assert bool(weights(state.ema).isfinite().all())
