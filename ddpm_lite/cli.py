@@ -193,27 +193,26 @@ def _train(options: argparse.Namespace) -> None:
     with _Stop() as stop, tqdm(total=steps, unit="step", disable=rank > 0) as progress:
         try:
             for state in run:
-                if first is None:
-                    first = state.step - 1
+                first = state.step if first is None else first
                 progress.update(state.step - progress.n)
                 if state.step % 10 == 0:
-                    progress.set_postfix(
-                        loss=f"{state.losses[-50:].mean():.4f}", refresh=False
-                    )
-                if stop or state.step == options.stop_after:
+                    loss = float(state.losses[-50:].mean())
+                    progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                if stop.signal or state.step == options.stop_after:
                     break
         except FloatingPointError as error:
-            if state is None:
-                raise
             failure = error
-    run.close()  # writes a checkpoint
+            if state is None or not all(
+                bool(p.isfinite().all()) for p in state.ema.parameters()
+            ):
+                raise
+        run.close()  # writes a checkpoint
     seconds = time.perf_counter() - start
     if rank > 0:
         return
-    if failure or state.step < steps:
+    if state.step < steps:
         print(
-            f"stopped after step {state.step} of {steps}; go on with:  {options.command}"
-            + ("" if options.resume else " --resume"),
+            f"stopped after step {state.step} of {steps}; --resume goes on from there",
             file=sys.stderr,
         )
     model.unet = state.ema
@@ -226,7 +225,7 @@ def _train(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "precision": precision,
         "seconds": round(seconds, 1),
-        "seconds_are_of_steps": [first + 1, state.step],
+        "seconds_are_of_steps": [first, state.step],
         "losses": [round(float(part.mean()), 5) for part in state.losses.split(100)],
         "versions": {"ddpm_lite": __version__, "torch": torch.__version__},
     }
@@ -237,6 +236,8 @@ def _train(options: argparse.Namespace) -> None:
     print(f"trained in {seconds:.0f} s; wrote {path}")
     if failure:
         raise failure
+    if stop.signal:
+        raise SystemExit(128 + stop.signal)
 
 
 def _processes() -> tuple[int, torch.device]:
@@ -256,24 +257,17 @@ def _processes() -> tuple[int, torch.device]:
 
 
 class _Stop(contextlib.AbstractContextManager):
-    """True once the process was asked to stop (Ctrl-C, SIGTERM), so that the step at hand can be finished.
+    """Notes the first Ctrl-C or SIGTERM in ``signal``, so that the step at hand can end; the second one acts."""
 
-    A second Ctrl-C is not waited with.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
+    signal = 0
 
     def __enter__(self) -> _Stop:
-        def ask(number: int, _: object) -> None:
-            self.asked = True
-            signal.signal(number, self.before[number])
+        def note(number: int, _: object) -> None:
+            self.signal = number
+            self.__exit__()
 
         self.before = {
-            number: signal.signal(number, ask)
+            number: signal.signal(number, note)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self

@@ -360,6 +360,8 @@ class _Keeper(NamedTuple):
 
     def resume(self) -> tuple[int, int]:
         """Put everything back as the newest whole file has it; the steps done and skipped, 0 if there is no file."""
+        for left_by_a_killed_process in self.folder.glob(".step-*.safetensors"):
+            left_by_a_killed_process.unlink(missing_ok=True)
         found = checkpoint.newest(self.folder, "step-*.safetensors")
         if found is None:
             return 0, 0

@@ -1,6 +1,7 @@
 """The command line: exit codes, whole files, and that what was learned is kept."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,17 +28,37 @@ def run_folder(tmp_path, tiny_model):
     return tmp_path / "run"
 
 
-def interrupt_at(monkeypatch, step, error):
-    """Make training end with ``error`` once ``step`` steps are done."""
+def at_step(monkeypatch, step, act):
+    """Call ``act`` when the given step is done, before the command line hears of it."""
     train = cli.train
 
-    def broken(*arguments, **options):
-        for state in train(*arguments, **options):
-            if state.step > step:
-                raise error
-            yield state
+    def watched(*arguments, **options):
+        run = train(*arguments, **options)
+        try:
+            for state in run:
+                if state.step == step:
+                    act()
+                yield state
+        finally:
+            run.close()
 
-    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr(cli, "train", watched)
+
+
+def fail(error):
+    def act():
+        raise error
+
+    return act
+
+
+def files(folder):
+    return sorted(os.listdir(folder))
+
+
+def same_weights(a, b):
+    a, b = (load(folder).unet.state_dict() for folder in (a, b))
+    return all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_train_writes_a_model_that_loads_with_a_card(tmp_path, capsys):
@@ -59,7 +80,9 @@ def test_train_writes_a_model_that_loads_with_a_card(tmp_path, capsys):
     assert (card["steps"], card["seed"], card["batch_size"]) == (5, 3, 64)
     assert card["command"] == "ddpm-lite " + " ".join(arguments)
     assert card["versions"]["ddpm_lite"] == ddpm_lite.__version__
-    assert card["final_loss"] > 0
+    assert card["precision"] in ("float32", "bfloat16")
+    assert 0.5 < card["losses"][0] < 2
+    assert card["seconds_are_of_steps"] == [1, 5]
     assert "digits: 360 images" in capsys.readouterr().out
 
 
@@ -76,19 +99,55 @@ def test_train_with_the_same_seed_gives_the_same_weights(tmp_path):
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
-def test_an_interruption_keeps_what_was_learned(tmp_path, monkeypatch, capsys):
-    interrupt_at(monkeypatch, 3, KeyboardInterrupt)
-    main(["train", "--steps", "50", "--out", str(tmp_path)])
-    assert os.listdir(tmp_path) == ["model.safetensors"]
-    assert load(tmp_path).card["steps"] == 3
-    assert "interrupted after step 3" in capsys.readouterr().err
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_at_hand_and_resume_goes_on_as_if_nothing_had_been(
+    tmp_path, monkeypatch, capsys, number
+):
+    plain, broken = tmp_path / "plain", tmp_path / "broken"
+    assert main(["train", "--steps", "6", "--out", str(plain)]) == 0
+    command = ["train", "--steps", "6", "--out", str(broken)]
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(number))
+        with pytest.raises(SystemExit) as exit_:
+            main(command)
+    assert exit_.value.code == 128 + number
+    assert "stopped after step 3 of 6; --resume goes on" in capsys.readouterr().err
+    assert files(broken) == ["model.safetensors", "step-00000003.safetensors"]
+    assert load(broken).card["steps"] == 3
+    assert main([*command, "--resume"]) == 0
+    assert files(broken) == ["model.safetensors"]
+    assert same_weights(plain, broken)
+    assert load(broken).card["losses"] == load(plain).card["losses"]
+    assert load(broken).card["seconds_are_of_steps"] == [3, 6]
+
+
+def test_an_unfinished_run_is_not_overwritten_and_a_changed_one_not_continued(
+    tmp_path, capsys
+):
+    command = ["train", "--steps", "4", "--out", str(tmp_path)]
+    assert main([*command, "--stop-after", "2"]) == 0
+    assert main(command) == 1
+    assert "holds a run that is not finished" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--resume"]) == 1
+    assert "has seed = 0, got 1" in capsys.readouterr().err
+    assert files(tmp_path) == ["model.safetensors", "step-00000002.safetensors"]
+
+
+def test_a_second_interruption_is_not_waited_with(tmp_path, monkeypatch, capsys):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(monkeypatch, 3, twice)
+    assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 130
+    assert "ddpm-lite: interrupted" in capsys.readouterr().err
 
 
 def test_an_interruption_before_the_first_step_keeps_the_model_that_was_there(
     tmp_path, tiny_model, monkeypatch, capsys
 ):
     tiny_model.save(tmp_path / "model.safetensors")
-    interrupt_at(monkeypatch, 0, KeyboardInterrupt)
+    at_step(monkeypatch, 1, fail(KeyboardInterrupt))
     assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 130
     assert load(tmp_path).card == tiny_model.card
     assert "ddpm-lite: interrupted" in capsys.readouterr().err
@@ -97,7 +156,7 @@ def test_an_interruption_before_the_first_step_keeps_the_model_that_was_there(
 def test_a_loss_that_is_not_finite_keeps_the_last_good_model_and_fails(
     tmp_path, monkeypatch, capsys
 ):
-    interrupt_at(monkeypatch, 3, FloatingPointError("the loss is nan at step 4"))
+    at_step(monkeypatch, 4, fail(FloatingPointError("the loss is nan at step 4")))
     assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 1
     assert "the loss is nan at step 4" in capsys.readouterr().err
     assert load(tmp_path).card["steps"] == 3
@@ -271,7 +330,21 @@ def test_a_wrong_call_exits_with_2_and_shows_the_usage(capsys, arguments):
                 "ddpm-lite sample digits --out digits.png",
             ],
         ),
-        (["train"], ["--data", "--steps", "--seed", "--out", "mnist", "Example:"]),
+        (
+            ["train"],
+            [
+                "--data",
+                "--steps",
+                "--seed",
+                "--out",
+                "--resume",
+                "--save-every",
+                "--stop-after",
+                "--precision",
+                "mnist",
+                "Example:",
+            ],
+        ),
         (
             ["sample"],
             [

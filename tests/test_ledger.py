@@ -23,19 +23,20 @@ LABELS = [label for page in PAGES for label in equation_labels(page)]
 
 
 @pytest.fixture(scope="module")
-def established() -> dict[str, set[str]]:
-    """The collected tests, by the equation that their marker names."""
+def marked() -> dict[str, dict[str, set[str]]]:
+    """The collected tests, by the kind of their marker ("equation" or "erratum") and the label that it names."""
 
     class Collector:
-        tests: dict[str, set[str]]
+        tests: dict[str, dict[str, set[str]]]
 
         def pytest_collection_finish(self, session: pytest.Session) -> None:
-            self.tests = {}
+            self.tests = {"equation": {}, "erratum": {}}
             for item in session.items:
                 name = item.nodeid.split("[")[0]
-                for marker in item.iter_markers("equation"):
-                    for label in marker.args:
-                        self.tests.setdefault(label, set()).add(name)
+                for kind, tests in self.tests.items():
+                    for marker in item.iter_markers(kind):
+                        for label in marker.args:
+                            tests.setdefault(label, set()).add(name)
 
     collector = Collector()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -52,6 +53,12 @@ def established() -> dict[str, set[str]]:
         )
     assert status == pytest.ExitCode.OK
     return collector.tests
+
+
+@pytest.fixture(scope="module")
+def established(marked: dict[str, dict[str, set[str]]]) -> dict[str, set[str]]:
+    """The collected tests, by the equation that their marker names."""
+    return marked["equation"]
 
 
 def test_every_labelled_equation_has_one_entry() -> None:
@@ -87,6 +94,16 @@ def test_named_tests_exist_and_carry_the_marker(
 
 def test_markers_name_equations_of_the_book(established: dict[str, set[str]]) -> None:
     assert set(established) - set(LABELS) == set()
+
+
+def test_every_erratum_has_a_test_and_every_such_test_an_erratum(
+    marked: dict[str, dict[str, set[str]]],
+) -> None:
+    labels = re.findall(
+        r"^\((err-[a-z0-9-]+)\)=\n### ", prose(BOOK / "errata.ipynb"), re.MULTILINE
+    )
+    assert len(labels) == len(set(labels)) >= 25
+    assert set(marked["erratum"]) == set(labels)
 
 
 def test_most_equations_are_checked_by_a_machine() -> None:
