@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"ddpm-lite: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        print(f"ddpm-lite: process {dist.get_rank()} ends: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ddpm_lite import UNet, data
-from ddpm_lite.train import RECIPES, new_model, train
+from ddpm_lite import GaussianDiffusion, UNet, checkpoint, data, linear_schedule
+from ddpm_lite.train import RECIPES, fastest_precision, new_model, train
 
 
 class Spy(nn.Module):
@@ -297,6 +298,249 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(diffus
     assert bool(weights(model).isfinite().all())
 
 
+# Checkpoints: a run that was broken off and continued is the run that was not.
+
+
+def labelled_unet(seed=0, dropout=0.2) -> UNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(
+            base_channels=8,
+            channel_mults=(1, 2),
+            blocks_per_level=1,
+            groups=4,
+            dropout=dropout,
+            num_classes=10,
+        )
+
+
+def run_in(folder, diffusion, leave_after=None, unet=None, **options):
+    """Train for 12 steps in a folder, or until a step; the last state."""
+    options = {
+        "steps": 12,
+        "batch_size": 16,
+        "save_every": 4,
+        "folder": folder,
+    } | options
+    labels = torch.arange(len(IMAGES)) % 10
+    for state in train(
+        unet or labelled_unet(), diffusion, IMAGES, labels, **options
+    ):
+        if state.step == leave_after:
+            break
+    return state
+
+
+def last_checkpoint(folder):
+    return sorted(folder.glob("step-*.safetensors"))[-1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The last checkpoint of a run that was never broken off."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    diffusion = GaussianDiffusion(linear_schedule(50))
+    run_in(folder, diffusion)
+    return checkpoint.load(last_checkpoint(folder))
+
+
+def assert_same(found, expected):
+    (tensors, description), (other, other_description) = found, expected
+    assert description == other_description
+    assert set(tensors) == set(other)
+    assert all(torch.equal(tensors[name], other[name]) for name in tensors)
+
+
+@pytest.fixture
+def diffusion_50():
+    return GaussianDiffusion(linear_schedule(50))
+
+
+@pytest.mark.parametrize("breaks", [(4,), (5,), (1, 2, 7, 11)])
+def test_a_run_continued_has_the_bits_of_one_never_broken(
+    tmp_path, diffusion_50, unbroken, breaks
+):
+    """Weights, average, optimiser and losses, for a network with labels and dropout; the global seed is no matter."""
+    for step in (*breaks, None):
+        torch.manual_seed(step or 0)
+        state = run_in(tmp_path, diffusion_50, leave_after=step)
+    assert (state.step, len(state.losses)) == (12, 12)
+    assert_same(checkpoint.load(last_checkpoint(tmp_path)), unbroken)
+    assert {
+        "adam.0.exp_avg",
+        "model.conv_in.weight",
+        "ema.conv_in.weight",
+        "losses",
+    } <= set(unbroken[0])
+
+
+def test_a_finished_run_gives_its_last_state_again(tmp_path, diffusion_50, unbroken):
+    run_in(tmp_path, diffusion_50)
+    before = last_checkpoint(tmp_path).read_bytes()
+    state = run_in(tmp_path, diffusion_50)
+    assert state.step == 12
+    assert torch.equal(state.losses, unbroken[0]["losses"])
+    assert torch.equal(state.loss, state.losses[-1])
+    assert torch.equal(state.ema.conv_in.weight, unbroken[0]["ema.conv_in.weight"])
+    assert last_checkpoint(tmp_path).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "text"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path, diffusion_50, unbroken, damage
+):
+    run_in(tmp_path, diffusion_50, leave_after=10)
+    path = last_checkpoint(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(
+        {
+            "truncated": content[:-1000],
+            "one bit": content,
+            "empty": b"",
+            "text": b"not weights",
+        }[damage]
+    )
+    (tmp_path / ".step-00000011-x.safetensors").write_bytes(b"left by a killed process")
+    with pytest.warns(UserWarning, match=rf"{path.name}.* damaged.*; going back"):
+        run_in(tmp_path, diffusion_50)
+    assert_same(checkpoint.load(last_checkpoint(tmp_path)), unbroken)
+    assert not list(tmp_path.glob(".step-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"seed": 1},
+            r"seed = 0, got 1; give it the same arguments, or another folder",
+        ),
+        ({"batch_size": 8}, "batch_size = 16, got 8"),
+        ({"precision": "bfloat16"}, "precision = float32, got bfloat16"),
+        ({"steps": 13}, "steps = 12, got 13"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(tmp_path, diffusion_50, change, message):
+    run_in(tmp_path, diffusion_50, leave_after=3)
+    with pytest.raises(ValueError, match=message):
+        run_in(tmp_path, diffusion_50, **change)
+
+
+def test_other_data_or_another_network_is_refused(tmp_path, diffusion_50, diffusion):
+    run_in(tmp_path, diffusion_50, leave_after=3)
+    with pytest.raises(ValueError, match="has schedule ="):
+        run_in(tmp_path, diffusion)
+    with pytest.raises(ValueError, match="has data ="):
+        list(
+            train(
+                labelled_unet(),
+                diffusion_50,
+                -IMAGES,
+                torch.zeros(len(IMAGES)).long(),
+                steps=12,
+                batch_size=16,
+                folder=tmp_path,
+            )
+        )
+    with pytest.raises(checkpoint.CheckpointError, match="belongs to another network"):
+        list(
+            train(
+                small_unet(),
+                diffusion_50,
+                IMAGES,
+                steps=12,
+                batch_size=16,
+                folder=tmp_path,
+            )
+        )
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path, diffusion_50, monkeypatch
+):
+    run_in(tmp_path, diffusion_50, leave_after=4)
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_in(tmp_path, diffusion_50)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004.safetensors"]
+
+
+def test_what_is_not_finite_is_never_written(tmp_path, diffusion):
+    class Breaks(Spy):
+        def forward(self, x_t, t, y=None):
+            return super().forward(x_t, t) * (math.nan if len(self.calls) == 7 else 1)
+
+    with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 7"):
+        list(
+            train(
+                Breaks(2.0),
+                diffusion,
+                torch.zeros(8, 1),
+                steps=20,
+                batch_size=8,
+                folder=tmp_path,
+                save_every=3,
+            )
+        )
+    tensors, description = checkpoint.load(last_checkpoint(tmp_path))
+    assert description["step"] == 6
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+# Precision.
+
+
+def test_half_precision_follows_single_precision(diffusion):
+    losses = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        states = train(
+            small_unet(), diffusion, IMAGES, steps=6, batch_size=8, precision=precision
+        )
+        losses[precision] = [float(state.loss) for state in states]
+        assert losses[precision] != losses["float32"] or precision == "float32"
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_an_overflow_in_float16_is_skipped_and_counted_and_too_many_end_the_run(
+    diffusion,
+):
+    """Gradients beyond 65,504 have no float16 value: with scale 65,536 a slope above 1 overflows."""
+
+    class Steep(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.layer = nn.Linear(1, 1, bias=False)
+            self.factor = factor
+            nn.init.constant_(self.layer.weight, 1e-3)
+
+        def forward(self, x_t, t):
+            return self.factor * self.layer(x_t)
+
+    options = {"steps": 30, "batch_size": 8, "precision": "float16"}
+    *_, last = train(Steep(100.0), diffusion, torch.zeros(8, 1), **options)
+    assert 0 < last.skipped < 15
+    before = Steep(1e30)
+    with pytest.raises(FloatingPointError, match="at step 21"):
+        list(train(before, diffusion, torch.zeros(8, 1), **options))
+    assert before.layer.weight.item() == pytest.approx(1e-3)
+
+
+def test_unknown_precision_is_refused_and_the_fastest_is_known():
+    with pytest.raises(
+        ValueError, match=r"precision must be one of float32, .* got 'x'"
+    ):
+        list(
+            train(Spy(), None, torch.zeros(8, 1), steps=1, batch_size=1, precision="x")
+        )
+    assert fastest_precision("cpu") in ("float32", "bfloat16")
+    assert fastest_precision("mps") == "float32"
+
+
 X = torch.zeros(8, 1)
 
 
@@ -320,6 +564,8 @@ X = torch.zeros(8, 1)
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be .* got nan"),
         ({"max_grad_norm": -1.0}, ValueError, r"max_grad_norm must be .* got -1\.0"),
         ({"seed": 1.5}, TypeError, r"seed must be an int, got 1\.5"),
+        ({"save_every": 0}, ValueError, "save_every must be at least 1, got 0"),
+        ({"label_dropout": 1.5}, ValueError, r"label_dropout must be .* got 1\.5"),
         (
             {"y": torch.zeros(7).long()},
             ValueError,
