@@ -17,7 +17,7 @@ import torch
 from measure import digits_quality, environment, write_json
 
 from ddpm_lite import data
-from ddpm_lite.train import new_model, train
+from ddpm_lite.train import RECIPES, new_model, train
 
 STEPS, SAMPLES, SAMPLING_STEPS = 500, 1437, 50
 RESULT = Path(__file__).parent / "results" / "clipping.json"
@@ -40,7 +40,7 @@ def sample(unet: torch.nn.Module, move_noise_along: bool) -> torch.Tensor:
 def main() -> None:
     """Train, sample twice, write the result."""
     torch.set_num_threads(1)
-    model = new_model("digits", seed=0)
+    model = new_model(RECIPES["digits"], seed=0)
     run = train(
         model.unet,
         model.diffusion,

@@ -165,7 +165,7 @@ def ours(
 
     def build():
         torch.manual_seed(seed)
-        model = new_model("digits", seed)
+        model = new_model(RECIPES["digits"], seed)
         model.unet = UNet(1, **network)
         return model
 

@@ -21,7 +21,14 @@ from ddpm_lite import __version__, data, plot
 from ddpm_lite.checkpoint import atomic
 from ddpm_lite.model import load
 from ddpm_lite.sampler import SAMPLERS
-from ddpm_lite.train import PRECISIONS, RECIPES, fastest_precision, new_model, train
+from ddpm_lite.train import (
+    PRECISIONS,
+    RECIPES,
+    fastest_precision,
+    new_model,
+    recipe_for,
+    train,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,10 +76,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--data",
-        choices=sorted(RECIPES),
+        metavar="NAME|DIR",
         default="digits",
-        help="digits: 1,437 images of 8×8 pixels, part of scikit-learn. mnist: 60,000 of 28×28; read from "
-        "$DDPM_LITE_DATA or downloaded",
+        help="digits: 1,437 images of 8×8 pixels, part of scikit-learn. mnist, fashion-mnist, cifar10: read from "
+        "$DDPM_LITE_DATA or downloaded. Or a folder of images",
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="S",
+        help="for a folder: scale and crop its images to S×S pixels",
+    )
+    command.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="for a folder: leave out, with a warning, files that cannot be read",
     )
     command.add_argument(
         "--steps",
@@ -161,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     rank, device = _processes()
-    folder = options.out or Path("runs") / options.data
+    folder = options.out or Path("runs") / Path(options.data).name
     path = folder / "model.safetensors"
     if rank == 0:
         with contextlib.suppress(_Discard), atomic(path):
@@ -170,11 +188,22 @@ def _train(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder} holds a run that is not finished; go on with --resume, or give another --out"
         )
-    images = data.load(options.data)
-    model = new_model(options.data, options.seed)
+    if options.data not in RECIPES and Path(options.data).is_dir():
+        if options.size is None:
+            raise ValueError("a folder of images needs --size")
+        images = data.folder(
+            options.data, options.size, skip_unreadable=options.skip_unreadable
+        )
+        recipe = recipe_for(images.x_0.shape[1:])
+    else:
+        images = data.load(options.data)
+        recipe = RECIPES[options.data]
+    model = new_model(recipe, options.seed)
     model.unet.to(device)
-    recipe = RECIPES[options.data]
     steps = recipe.steps if options.steps is None else options.steps
+    chosen = recipe.options | {
+        "batch_size": min(recipe.options["batch_size"], len(images.x_0))
+    }
     precision = options.precision or fastest_precision(device)
     count = sum(p.numel() for p in model.unet.parameters())
     if rank == 0:
@@ -192,7 +221,7 @@ def _train(options: argparse.Namespace) -> None:
         precision=precision,
         folder=folder,
         save_every=options.save_every,
-        **recipe.options,
+        **chosen,
     )
     start, state, first, failure = time.perf_counter(), None, None, None
     with _Stop() as stop, tqdm(total=steps, unit="step", disable=rank > 0) as progress:
@@ -226,7 +255,7 @@ def _train(options: argparse.Namespace) -> None:
         "data": f"{options.data}, training split, {len(images.x_0)} images",
         "parameters": count,
         "steps": state.step,
-        "batch_size": recipe.options["batch_size"],
+        "batch_size": chosen["batch_size"],
         "seed": options.seed,
         "precision": precision,
         "seconds": round(seconds, 1),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm_lite import _check
@@ -17,7 +21,7 @@ class Images(NamedTuple):
     """A data set in memory."""
 
     x_0: Tensor
-    """float32 in [-1, 1], shape (N, C, H, W)."""
+    """float32 in [-1, 1], shape (N, C, H, W); uint8 if it was read from a folder."""
     y: Tensor
     """Class labels, int64, shape (N,)."""
 
@@ -99,38 +103,106 @@ def digits(split: str = "train") -> Images:
     )
 
 
-def mnist(split: str = "train", root: str | Path | None = None) -> Images:
-    """MNIST: 60,000 ("train") or 10,000 ("test") handwritten digits of 28×28 pixels (LeCun & Cortes).
+def downloaded(
+    name: str, split: str = "train", root: str | Path | None = None
+) -> Images:
+    """A data set that torchvision knows, in its layout on the disk.
 
     Args:
+        name: "mnist", "fashion-mnist" (both 60,000 and 10,000 images of shape (1, 28, 28)) or "cifar10" (50,000 and
+            10,000 of shape (3, 32, 32)).
         split: "train" or "test".
-        root: the folder that holds ``MNIST/raw``, or is to hold it; None for the environment variable
-            ``DDPM_LITE_DATA``, or else ``~/.cache/ddpm_lite``. What is missing is downloaded.
+        root: the folder that holds the files (as ``MNIST/raw``), or is to hold them; None for the environment
+            variable ``DDPM_LITE_DATA``, or else ``~/.cache/ddpm_lite``. What is missing is downloaded.
+
+    Raises:
+        OSError: if files are missing and cannot be downloaded.
     """
-    from torchvision.datasets import MNIST
+    from torchvision import datasets
 
     _check_split(split)
     root = Path(
         root or os.environ.get("DDPM_LITE_DATA") or Path.home() / ".cache" / "ddpm_lite"
     )
     try:
-        data = MNIST(
+        data = getattr(datasets, _TORCHVISION[name])(
             root, train=split == "train", download=True
         )  # does nothing when all files are there
     except RuntimeError as error:
         raise OSError(
-            f"MNIST is not complete in {root} and cannot be downloaded: {error}"
+            f"{name} is not complete in {root} and cannot be downloaded: {error}"
         ) from error
-    return Images(from_uint8(data.data[:, None]), data.targets)
+    images = torch.as_tensor(data.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return Images(from_uint8(images), torch.as_tensor(data.targets))
 
 
-DATA_SETS = {"digits": digits, "mnist": mnist}
+def folder(path: str | Path, size: int, *, skip_unreadable: bool = False) -> Images:
+    """All images below a folder: the shorter side scaled to ``size``, the middle square cut out.
+
+    Grey if all of them are, else RGB. The label of an image is the number of its own folder among the folders that
+    hold images, in alphabetical order.
+
+    Args:
+        path: the folder; files with other endings than those of images are left alone.
+        size: height and width.
+        skip_unreadable: leave out, with a warning that names them, files that cannot be read.
+
+    Returns:
+        Images as uint8 (a folder may be large), shape (N, C, size, size).
+
+    Raises:
+        ValueError: for a folder without images, or naming a file that cannot be read.
+    """
+    from torchvision.transforms import functional
+
+    _check.integer("size", size, 1)
+    files = sorted(
+        file for file in Path(path).rglob("*") if file.suffix.lower() in _IMAGE_ENDINGS
+    )
+
+    def read(file: Path) -> Image.Image | None:
+        try:
+            with Image.open(file) as image:
+                if image.mode[0] in "IF":
+                    raise OSError(f"more than 8 bits a channel (mode {image.mode})")
+                image = ImageOps.exif_transpose(image)
+                image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            if not skip_unreadable:
+                raise ValueError(f"cannot read the image {file}: {error}") from error
+            warnings.warn(f"left out {file}: {error}", stacklevel=2)
+            return None
+        return functional.center_crop(
+            functional.resize(image, size, antialias=True), size
+        )
+
+    with ThreadPoolExecutor() as pool:  # decoding sets the interpreter free
+        found = [
+            (file, image) for file, image in zip(files, pool.map(read, files)) if image
+        ]
+    if not found:
+        raise ValueError(f"no images ({', '.join(_IMAGE_ENDINGS)}) in {path}")
+    mode = "L" if all(image.mode == "L" for _, image in found) else "RGB"
+    x_0 = [functional.pil_to_tensor(image.convert(mode)) for _, image in found]
+    classes = sorted({file.parent for file, _ in found})
+    y = [classes.index(file.parent) for file, _ in found]
+    return Images(torch.stack(x_0), torch.tensor(y))
+
+
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+DATA_SETS = {"digits": digits} | {
+    name: partial(downloaded, name) for name in _TORCHVISION
+}
 
 
 def load(name: str, split: str = "train") -> Images:
-    """A data set by name: "digits" or "mnist"."""
+    """A data set by name: "digits", "mnist", "fashion-mnist" or "cifar10"."""
     if name not in DATA_SETS:
-        raise ValueError(f"data must be one of {', '.join(DATA_SETS)}, got {name!r}")
+        raise ValueError(
+            f"data must be one of {', '.join(DATA_SETS)}, or on the command line a folder of images, got {name!r}"
+        )
     return DATA_SETS[name](split)
 
 

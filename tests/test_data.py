@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torchvision
@@ -112,14 +113,14 @@ def test_any_float_becomes_the_nearest_grey_value(value, dtype):
             """split must be "train" or "test", got 'valid'""",
         ),
         (
-            lambda: data.mnist("valid"),
+            lambda: data.load("mnist", "valid"),
             ValueError,
             """split must be "train" or "test", got 'valid'""",
         ),
         (
             lambda: data.load("cifar"),
             ValueError,
-            "data must be one of digits, mnist, got 'cifar'",
+            "data must be one of digits, mnist, .*, got 'cifar'",
         ),
         (
             lambda: data.points("line", 10),
@@ -195,7 +196,7 @@ def test_mnist_that_is_absent_or_incomplete_is_downloaded(
     (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
     with pytest.raises(Offline):
-        data.mnist(root=tmp_path)
+        data.downloaded("mnist", root=tmp_path)
 
 
 def test_mnist_that_cannot_be_downloaded_is_an_os_error_that_names_the_folder(
@@ -208,7 +209,7 @@ def test_mnist_that_cannot_be_downloaded_is_an_os_error_that_names_the_folder(
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
     with pytest.raises(OSError, match=tmp_path.name):
-        data.mnist(root=tmp_path)
+        data.downloaded("mnist", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["spiral", "moons", "circles"])
@@ -219,3 +220,90 @@ def test_points_are_standardised_and_fixed_by_the_seed(name):
     assert torch.allclose(x.std(0, correction=0), torch.ones(2), atol=1e-5)
     assert torch.equal(x, data.points(name, 500, seed=3))
     assert not torch.equal(x, data.points(name, 500, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mnist", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))],
+)
+def test_what_torchvision_has_comes_as_tensors_of_one_kind(monkeypatch, name, shape):
+    """CIFAR-10 comes as numpy (N, H, W, C) with a list of labels, MNIST as tensors (N, H, W)."""
+
+    class Stub:
+        def __init__(self, root, train, download):
+            grey = shape[0] == 1
+            rng = np.random.default_rng(0)
+            size = (4, 28, 28) if grey else (4, 32, 32, 3)
+            values = rng.integers(0, 256, size, dtype=np.uint8)
+            self.data = torch.from_numpy(values) if grey else values
+            self.targets = torch.arange(4) if grey else [0, 1, 2, 3]
+
+    original = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+    monkeypatch.setattr(torchvision.datasets, original[name], Stub)
+    images = data.load(name)
+    assert data.check_images(images.x_0).shape == (4, *shape)
+    assert images.y.tolist() == [0, 1, 2, 3]
+    raw = np.asarray(Stub(None, None, None).data).reshape(4, *shape[1:], -1)
+    back = data.to_uint8(images.x_0).permute(0, 2, 3, 1).numpy()
+    assert (back == raw).all()
+
+
+def write(path, mode, size, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new(mode, size, colour).save(path)
+
+
+def test_a_folder_of_images_of_any_shape_and_kind(tmp_path):
+    write(tmp_path / "cats" / "a.png", "L", (40, 20), 255)
+    write(tmp_path / "cats" / "b.JPG", "RGB", (16, 16), (255, 0, 0))
+    write(tmp_path / "dogs" / "c.png", "RGBA", (10, 30), (0, 0, 255, 128))
+    (tmp_path / "notes.txt").write_text("no image")
+    images = data.folder(tmp_path, 8)
+    assert (images.x_0.shape, images.x_0.dtype) == ((3, 3, 8, 8), torch.uint8)
+    assert images.y.tolist() == [0, 0, 1]
+    colours = images.x_0.float().mean((2, 3)).round()
+    assert colours[0].tolist() == [255, 255, 255]
+    assert colours[2].tolist() == [0, 0, 255]
+    assert colours[1][0] > 250 > 10 > colours[1][2]
+
+
+def test_a_folder_of_grey_images_stays_grey_and_the_middle_is_kept(tmp_path):
+    """A white square in the middle of a black strip: the crop shows it whole, a squeezed strip would not."""
+    image = PIL.Image.new("L", (60, 20))
+    image.paste(255, (20, 0, 40, 20))
+    image.save(tmp_path / "a.png")
+    (x_0, y) = data.folder(tmp_path, 10)
+    assert x_0.shape == (1, 1, 10, 10)
+    assert bool((x_0 > 200).all())  # the scaled edge is a little soft
+    assert y.tolist() == [0]
+
+
+def test_the_orientation_of_a_photograph_is_respected(tmp_path):
+    image = PIL.Image.new("RGB", (20, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 10))  # white above
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "a.png", exif=exif)
+    x_0 = data.folder(tmp_path, 4).x_0
+    assert bool((x_0[..., 2:, :] > 200).all())
+    assert bool((x_0[..., :2, :] < 55).all())
+
+
+def test_an_unreadable_image_is_named_and_left_out_on_request(tmp_path):
+    write(tmp_path / "a.png", "L", (8, 8), 7)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:40])
+    with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):
+        data.folder(tmp_path, 8)
+    with pytest.warns(UserWarning, match=r"left out .*b\.png"):
+        assert len(data.folder(tmp_path, 8, skip_unreadable=True).x_0) == 1
+    write(tmp_path / "b.png", "I;16", (8, 8), 4000)
+    with pytest.raises(ValueError, match=r"b\.png: more than 8 bits a channel"):
+        data.folder(tmp_path, 8)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no images \(\.png, .*\) in"):
+        data.folder(tmp_path, 8)
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        data.folder(tmp_path, 0)

@@ -19,7 +19,7 @@ from ddpm_lite import (
     load,
 )
 from ddpm_lite.evaluate import frechet_distance
-from ddpm_lite.train import new_model
+from ddpm_lite.train import RECIPES, new_model
 
 
 def grey(x_0: torch.Tensor) -> torch.Tensor:
@@ -275,7 +275,9 @@ def test_the_bundled_model_is_far_better_than_none(bundled):
 
     ours = distance(bundled.sample(500, seed=0))
     assert ours < 100
-    assert ours < distance(new_model("digits").sample(500, steps=10, seed=0)) / 5
+    assert (
+        ours < distance(new_model(RECIPES["digits"]).sample(500, steps=10, seed=0)) / 5
+    )
     noise = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(
         -1, 1
     )

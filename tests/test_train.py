@@ -1,6 +1,7 @@
 """``train``: the loop does what algorithm 1 says, the same way every time."""
 
 import copy
+import inspect
 import math
 import pathlib
 
@@ -10,8 +11,15 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ddpm_lite import GaussianDiffusion, UNet, checkpoint, data, linear_schedule
-from ddpm_lite.train import RECIPES, fastest_precision, new_model, train
+from ddpm_lite import (
+    GaussianDiffusion,
+    NoiseSchedule,
+    UNet,
+    checkpoint,
+    data,
+    linear_schedule,
+)
+from ddpm_lite.train import RECIPES, fastest_precision, new_model, recipe_for, train
 
 
 class Spy(nn.Module):
@@ -323,9 +331,7 @@ def run_in(folder, diffusion, leave_after=None, unet=None, **options):
         "folder": folder,
     } | options
     labels = torch.arange(len(IMAGES)) % 10
-    for state in train(
-        unet or labelled_unet(), diffusion, IMAGES, labels, **options
-    ):
+    for state in train(unet or labelled_unet(), diffusion, IMAGES, labels, **options):
         if state.step == leave_after:
             break
     return state
@@ -586,7 +592,7 @@ def test_bad_input_is_refused_by_name(diffusion, arguments, error, message):
 
 def test_a_new_model_is_fixed_by_its_seed_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    first, same, other = (new_model("digits", seed) for seed in (0, 0, 1))
+    first, same, other = (new_model(RECIPES["digits"], seed) for seed in (0, 0, 1))
     assert torch.equal(weights(first.unet), weights(same.unet))
     assert not torch.equal(weights(first.unet), weights(other.unet))
     assert torch.equal(torch.get_rng_state(), before)
@@ -594,18 +600,42 @@ def test_a_new_model_is_fixed_by_its_seed_and_leaves_the_global_generator_alone(
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_fits_its_data(name):
-    model = new_model(name)
-    x = torch.zeros(2, *model.shape)
-    with torch.no_grad():
-        assert model.unet(x, torch.tensor([1, 1000])).shape == x.shape
-    assert RECIPES[name].steps > 0
+    """On the meta device, where the network of Ho et al. for CIFAR-10 costs nothing."""
+    recipe = RECIPES[name]
+    with torch.device("meta"):
+        unet = UNet(recipe.shape[0], **recipe.unet)
+        x = torch.zeros(2, *recipe.shape)
+        unet.check_shape("x", x.shape)
+    assert recipe.steps > 0
     assert name in data.DATA_SETS
+    assert set(recipe.options) <= set(inspect.signature(train).parameters)
+    if name == "cifar10":
+        assert sum(p.numel() for p in unet.parameters()) == 35_746_307
 
 
-def test_unknown_recipe_is_refused():
-    with pytest.raises(
-        ValueError, match="data must be one of digits, mnist, got 'cifar'"
-    ):
-        new_model("cifar")
+@pytest.mark.parametrize("size", [1, 3, 8, 12, 28, 30, 32, 64, 96])
+def test_any_size_has_a_recipe(size):
+    recipe = recipe_for((3, size, size))
+    with torch.device("meta"):
+        unet = UNet(recipe.shape[0], **recipe.unet)
+    unet.check_shape("x", (1, *recipe.shape))
+    lowest = size / 2 ** (len(recipe.unet["channel_mults"]) - 1)
+    assert lowest >= min(size, 4)
+    assert (len(recipe.unet["attention_levels"]) == 1) == (size in (32, 64))
+
+
+def test_a_bad_seed_is_refused():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
-        new_model("digits", -1)
+        new_model(RECIPES["digits"], -1)
+
+
+def test_flipping_mirrors_about_half_of_the_images():
+    images = torch.zeros(400, 1, 2, 2)
+    images[..., 0] = 1.0
+    model = Spy()
+    with pytest.warns(UserWarning, match="x_T keeps 100 %"):
+        quiet = GaussianDiffusion(NoiseSchedule([1e-6]))
+    list(train(model, quiet, images, steps=1, batch_size=400, flip=True))
+    left = model.calls[0][0][:, 0, :, 0] > 0.5
+    assert bool((left.all(1) | ~left.any(1)).all()), "whole columns change places"
+    assert 140 < left.all(1).sum() < 260  # 6 sigma
