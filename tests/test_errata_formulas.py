@@ -21,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from scipy import stats
 
+import ddpm_lite
 from ddpm_lite import (
     ExactEps,
     GaussianDiffusion,
@@ -619,3 +620,30 @@ def test_the_rearrangement_changes_no_number_and_consistency_terms_do():
     bound = average_bound(1.0, 50, n=1000)
     assert bound.total.mean().item() * math.log(2) < 2  # the entropy is 1.4 nats
     assert sums[200] > 3 * sums[50]
+
+
+@pytest.mark.erratum("err-skipped-steps")
+def test_a_jump_with_the_noise_of_one_step_leaves_noise_over() -> None:
+    """Samples for N(0, c) with the exact network: by the package's sampler, and with beta_t for beta_{t|s}."""
+    schedule = ddpm_lite.linear_schedule(T=1000)
+    diffusion = ddpm_lite.GaussianDiffusion(schedule)
+    c, times = 0.25, schedule.times(50)
+    network = ddpm_lite.ExactEps(
+        schedule, torch.zeros(1, 1), torch.full((1, 1, 1), c).double()
+    )
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(20_000, 1, generator=generator).double()
+    *_, end = ddpm_lite.ancestral(
+        network, diffusion, start, times, variance="beta", generator=generator
+    )
+    # The deviation of a variance from 20,000 draws is 1 %.
+    assert end.x_t.var().item() == pytest.approx(c, rel=0.15)
+
+    x = start
+    for t in times[:-1]:
+        beta, alpha_bar = float(schedule.beta[t]), float(schedule.alpha_bar[t])
+        eps = network(x, torch.full((len(x),), t))
+        x = (x - beta / (1 - alpha_bar) ** 0.5 * eps) / (1 - beta) ** 0.5
+        if t != times[-2]:
+            x = x + beta**0.5 * torch.randn(x.shape, generator=generator).double()
+    assert x.var().item() > 3 * c
