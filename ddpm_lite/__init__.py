@@ -12,7 +12,7 @@ from ddpm_lite.model import Model, load
 from ddpm_lite.models import MLP, VAE, ExactEps, UNet
 from ddpm_lite.objective import simple_loss
 from ddpm_lite.process import GaussianDiffusion
-from ddpm_lite.sampler import ancestral, ddim, sample
+from ddpm_lite.sampler import ancestral, ddim, dpm_solver, sample
 from ddpm_lite.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ancestral",
     "cosine_schedule",
     "ddim",
+    "dpm_solver",
     "linear_schedule",
     "load",
     "sample",

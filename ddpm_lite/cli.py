@@ -150,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sampler",
         choices=sorted(SAMPLERS),
         default="ddim",
-        help="ddim: no noise is added, good in few steps. ancestral: algorithm 2 of DDPM, wants many steps",
+        help="ddim: no noise is added, good in few steps. dpm++: the same path in fewer. ancestral: algorithm 2 of "
+        "DDPM, wants many steps",
     )
     command.add_argument(
         "--steps",
@@ -166,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("samples.png"),
         metavar="PNG",
         help="the grid of images",
+    )
+    command.add_argument(
+        "--label", type=int, help="draw this class (for a model trained with labels)"
     )
     command.add_argument(
         "--emergence",
@@ -315,7 +319,11 @@ def _sample(options: argparse.Namespace) -> None:
     model = load(options.model)
     model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     run = model.trajectory(
-        options.n, sampler=options.sampler, steps=options.steps, seed=options.seed
+        options.n,
+        y=options.label,
+        sampler=options.sampler,
+        steps=options.steps,
+        seed=options.seed,
     )
     visited = []
     for state in tqdm(run, total=options.steps + 1, unit="step"):

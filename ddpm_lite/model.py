@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from ddpm_lite.models.unet import UNet
 from ddpm_lite.process import GaussianDiffusion
 from ddpm_lite.sampler import State, trajectory
 from ddpm_lite.schedule import NoiseSchedule
+
+_ENTRIES_AT_A_TIME = 2**20  # 341 images of CIFAR-10, 16,384 of the digits
 
 
 @dataclass
@@ -39,51 +42,74 @@ class Model:
         self,
         n: int,
         *,
+        y: int | Tensor | None = None,
         sampler: str = "ddim",
         steps: int | None = 50,
         seed: int | None = None,
         **options: object,
     ) -> Tensor:
-        """Draw ``n`` images.
+        """Draw ``n`` images, in batches that fit into memory.
 
         Args:
             n: number of images.
-            sampler: "ddim" or "ancestral".
+            y: for a network with labels, the class of all images or, int64 of shape (n,), of each; None for no label.
+            sampler: "ddim", "dpm++" or "ancestral".
             steps: number of steps; None for all T.
             seed: for the same images every time; None for new ones.
-            **options: further arguments of the sampler (``eta``, ``variance``, ``clip``).
+            **options: ``spacing`` of the steps, and further arguments of the sampler (``eta``, ``variance``, ``clip``).
 
         Returns:
             float32 in [-1, 1], shape (n, C, H, W).
         """
-        states = self.trajectory(n, sampler=sampler, steps=steps, seed=seed, **options)
-        return deque(states, maxlen=1).pop().x_t.clamp(-1, 1)
+        y, generator = self._prepare(n, y, seed)
+        batch = max(1, _ENTRIES_AT_A_TIME // math.prod(self.shape))
+        parts = []
+        for first in range(0, n, batch):
+            size = min(batch, n - first)
+            labels = None if y is None else y[first : first + size]
+            states = self._states(size, labels, sampler, steps, generator, options)
+            parts.append(deque(states, maxlen=1).pop().x_t.clamp(-1, 1))
+        return torch.cat(parts)
 
     def trajectory(
         self,
         n: int,
         *,
+        y: int | Tensor | None = None,
         sampler: str = "ddim",
         steps: int | None = 50,
         seed: int | None = None,
         **options: object,
     ) -> Iterator[State]:
-        """The states that ``sample`` goes through, from noise to images; the arguments are the same."""
+        """The states that ``sample`` goes through in one batch, from noise to images; the arguments are the same."""
+        y, generator = self._prepare(n, y, seed)
+        return self._states(n, y, sampler, steps, generator, options)
+
+    def _prepare(
+        self, n: int, y: int | Tensor | None, seed: int | None
+    ) -> tuple[Tensor | None, torch.Generator | None]:
+        """The labels of all images, and the source of noise."""
         _check.integer("n", n, 1)
-        generator = (
-            None
-            if seed is None
-            else torch.Generator().manual_seed(_check.integer("seed", seed, 0))
-        )
+        if y is not None:
+            y = _check.times("y", y, torch.empty(n), -1)
+        if seed is None:
+            return y, None
+        return y, torch.Generator().manual_seed(_check.integer("seed", seed, 0))
+
+    def _states(
+        self,
+        n: int,
+        y: Tensor | None,
+        sampler: str,
+        steps: int | None,
+        generator: torch.Generator | None,
+        options: dict[str, object],
+    ) -> Iterator[State]:
+        eps_model = self.unet if y is None else _Labelled(self.unet, y)
         options = {"clip": 1.0, **options}
+        shape = (n, *self.shape)
         return trajectory(
-            self.unet,
-            self.diffusion,
-            (n, *self.shape),
-            sampler,
-            steps,
-            generator,
-            **options,
+            eps_model, self.diffusion, shape, sampler, steps, generator, **options
         )
 
     def save(self, path: str | Path) -> None:
@@ -97,6 +123,17 @@ class Model:
             "card": self.card,
         }
         checkpoint.save(path, self.unet.state_dict(), description)
+
+
+class _Labelled(torch.nn.Module):
+    """A network with the labels already given: an ``eps_model(x_t, t)``."""
+
+    def __init__(self, unet: UNet, y: Tensor) -> None:
+        super().__init__()
+        self.unet, self.y = unet, y
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.unet(x_t, t, self.y.to(x_t.device))
 
 
 def load(name: str | Path) -> Model:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_lite import (
     CheckpointError,
+    GaussianDiffusion,
     Model,
     UNet,
     checkpoint,
@@ -117,7 +118,7 @@ def test_all_steps_are_taken_when_none_are_given(tiny_model):
         (
             {"sampler": "euler"},
             ValueError,
-            "sampler must be one of ancestral, ddim, got 'euler'",
+            r"sampler must be one of ancestral, ddim, dpm\+\+, got 'euler'",
         ),
         ({"eta": 2}, ValueError, "eta must be between 0 and 1, got 2"),
     ],
@@ -291,3 +292,67 @@ def test_a_file_of_the_name_does_not_hide_the_bundled_model(
     monkeypatch.chdir(tmp_path)
     assert load("digits").unet.config == bundled.unet.config
     assert load("./digits").card == tiny_model.card
+
+
+@pytest.fixture
+def labelled(randomised):
+    """A tiny network whose answer depends on the label."""
+    unet = UNet(
+        1,
+        base_channels=4,
+        channel_mults=(1,),
+        groups=2,
+        attention_levels=(),
+        num_classes=3,
+    )
+    return Model(
+        randomised(unet).eval(), GaussianDiffusion(linear_schedule(50)), (1, 4, 4)
+    )
+
+
+def test_a_model_with_labels_draws_what_it_is_told(labelled):
+    def draw(y):
+        return labelled.sample(3, y=y, steps=2, seed=0)
+
+    mixed = draw(torch.tensor([0, 2, -1]))
+    for i, y in enumerate((0, 2, None)):
+        assert torch.allclose(mixed[i], draw(y)[i], atol=1e-5)
+    assert not torch.allclose(draw(0), draw(2), atol=1e-3)
+    last = [state.x_t for state in labelled.trajectory(3, y=2, steps=2, seed=0)][-1]
+    assert torch.equal(last.clamp(-1, 1), draw(2))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (3, "y must be between -1 and 2, got 3"),
+        (torch.zeros(2).long(), r"y must have shape \(3,\)"),
+        (-2, "y must be at least -1, got -2"),
+    ],
+)
+def test_a_label_that_does_not_exist_is_refused(labelled, y, message):
+    with pytest.raises(ValueError, match=message):
+        labelled.sample(3, y=y, steps=2)
+
+
+def test_labels_for_a_network_without_them_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="this network has no labels"):
+        tiny_model.sample(2, y=1, steps=2)
+
+
+def test_many_images_are_drawn_in_batches(labelled, monkeypatch):
+    """Each batch takes its noise from where the last one left off; labels stay with their images."""
+    y = torch.arange(5) % 3
+    monkeypatch.setattr("ddpm_lite.model._ENTRIES_AT_A_TIME", 32)
+    images = labelled.sample(5, y=y, steps=2, seed=0)
+    assert images.shape == (5, 1, 4, 4)
+    assert len(images.flatten(1).unique(dim=0)) == 5
+    first = labelled.sample(2, y=y[:2], steps=2, seed=0)
+    assert torch.equal(images[:2], first)
+    sizes = []
+    handle = labelled.unet.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    labelled.sample(5, steps=1, seed=0)
+    handle.remove()
+    assert sizes == [2, 2, 1]

@@ -2,21 +2,25 @@
 
 With the exact ε of Gaussian data every step is affine plus Gaussian noise, so the law of the samples after any
 number of steps is known. ``sample_law`` computes it in NumPy; the samples are held against it, and it against the
-law of the data.
+law of the data. The order of a deterministic sampler is measured against the flow that it follows: in closed form
+for Gaussian data, by scipy for a mixture.
 """
 
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from scipy import stats
+from scipy.integrate import solve_ivp
 
 from ddpm_lite import (
     ExactEps,
     GaussianDiffusion,
+    NoiseSchedule,
     UNet,
     ancestral,
     cosine_schedule,
@@ -24,7 +28,7 @@ from ddpm_lite import (
     linear_schedule,
     sample,
 )
-from ddpm_lite.sampler import SAMPLERS, State, trajectory
+from ddpm_lite.sampler import SAMPLERS, State, dpm_solver, trajectory
 
 MEAN = np.array([0.5, -1.0])
 COV = np.array(
@@ -39,12 +43,15 @@ SAMPLERS_TESTED = [
     pytest.param("ddim", {"eta": 0.0}, id="ddim-0"),
     pytest.param("ddim", {"eta": 0.5}, id="ddim-0.5"),
     pytest.param("ddim", {"eta": 1.0}, id="ddim-1"),
+    pytest.param("dpm++", {}, id="dpm++"),
 ]
 CHAINS = [
     pytest.param(linear_schedule(60), None, id="full"),
     pytest.param(linear_schedule(1000), 25, id="25 of 1000"),
     pytest.param(cosine_schedule(1000), 7, id="7 of 1000, cosine"),
 ]
+SOME_TIMES = [1000, 930, 700, 699, 300, 50, 7, 1, 0]
+SHORT = GaussianDiffusion(linear_schedule(100))
 
 
 def wavy_eps(x_t, t):
@@ -52,6 +59,40 @@ def wavy_eps(x_t, t):
     return torch.sin(3 * x_t) + (t.view(-1, *[1] * (x_t.ndim - 1)) / 500).cos().to(
         x_t.dtype
     )
+
+
+def right_ratio(lam, u, t, s):
+    """r of algorithm 2: the step in λ before this one over this one."""
+    return (lam[t] - lam[u]) / (lam[s] - lam[t])
+
+
+WRONG_RATIOS = {
+    "no correction, that is DDIM": lambda lam, u, t, s: np.inf,
+    "r inverted": lambda lam, u, t, s: 1 / right_ratio(lam, u, t, s),
+    "r = 1, as if the steps were equal": lambda lam, u, t, s: 1,
+    "r without the step at hand": lambda lam, u, t, s: lam[t] - lam[u],
+    "sign": lambda lam, u, t, s: -right_ratio(lam, u, t, s),
+    "times for λ": lambda lam, u, t, s: (u - t) / (t - s),
+    "ᾱ for λ": lambda lam, u, t, s: right_ratio(1 / (1 + np.exp(-2 * lam)), u, t, s),
+}
+
+
+def dpm_by_the_paper(estimate, schedule, x_T, times, ratio=right_ratio):
+    """Algorithm 2 of Lu et al. (2022) in its own form, for anything that has +, - and *; estimate(x_t, t) is x̂_0."""
+    alpha = np.sqrt(np.cumprod([1, *(1 - schedule.beta[1:].numpy())]))
+    sigma = np.sqrt(1 - alpha**2)
+    with np.errstate(divide="ignore"):
+        lam = np.log(alpha / sigma)
+    x_t, before = x_T, None
+    for t, s in pairwise(times):
+        x_0 = D = estimate(x_t, t)
+        yield State(t, x_t, x_0)
+        h = lam[s] - lam[t]
+        if before and s > 0:
+            D = x_0 + (x_0 - before[1]) * float(1 / (2 * ratio(lam, before[0], t, s)))
+        x_t = x_t * float(sigma[s] / sigma[t]) - D * float(alpha[s] * np.expm1(-h))
+        before = t, x_0
+    yield State(0, x_t, x_t)
 
 
 # Single steps against diffusers
@@ -93,12 +134,11 @@ def agrees(sampler, theirs, last=True) -> bool:
 @pytest.mark.parametrize(
     ("variance", "theirs"), [("posterior", "fixed_small"), ("beta", "fixed_large")]
 )
-@pytest.mark.parametrize(
-    "times", [None, [1000, 930, 700, 699, 300, 50, 7, 1, 0]], ids=["full", "some"]
-)
+@pytest.mark.parametrize("times", [None, SOME_TIMES], ids=["full", "some"])
 def test_each_ancestral_step_is_that_of_diffusers(
     diffusion, times, variance, theirs, clip
 ):
+    diffusion = diffusion if times else SHORT
     scheduler = diffusers_in_float64(
         DDPMScheduler, diffusion.schedule, clip, variance_type=theirs
     )
@@ -124,15 +164,109 @@ def test_each_ancestral_step_is_that_of_diffusers(
         assert not agrees(ours, step), "always one small step"
 
 
+def wavy_eps_and_v(x_t, t):
+    """ε and v for a learned variance, v also outside [-1, 1]; another v at each entry."""
+    return torch.cat([wavy_eps(x_t, t), 1.2 * torch.cos(5 * x_t + 1)], dim=1)
+
+
+def ancestral_by(interpolate, diffusion, x_T, times, generator):
+    """The ancestral sampler with ``interpolate(v, β_t, β̃_t)`` for its variance."""
+    x_t = x_T
+    for t, s in pairwise(times or range(diffusion.T, -1, -1)):
+        eps, v = wavy_eps_and_v(x_t, torch.full((2,), t)).chunk(2, 1)
+        x_0 = diffusion.predict_x_0(x_t, t, eps)
+        yield State(t, x_t, x_0)
+        x_t, smaller = diffusion.q_posterior(x_0, x_t, t, s)
+        variance = interpolate(v, diffusion.transition_variance(x_t, t, s), smaller)
+        if s > 0:
+            z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
+            x_t = x_t + variance.clamp(min=0).sqrt() * z
+    yield State(0, x_t, x_t)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("times", [None, SOME_TIMES], ids=["full", "some"])
+def test_each_ancestral_step_with_a_learned_variance_is_that_of_diffusers(
+    diffusion, times, clip
+):
+    diffusion = diffusion if times else SHORT
+    scheduler = diffusers_in_float64(
+        DDPMScheduler, diffusion.schedule, clip, variance_type="learned_range"
+    )
+    if times:
+        scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
+
+    def ours(x_T, generator):
+        return ancestral(
+            wavy_eps_and_v, diffusion, x_T, times, "learned", clip, generator
+        )
+
+    def step(_, t, x_t, generator):
+        both = wavy_eps_and_v(x_t, torch.full((2,), t + 1))
+        return scheduler.step(both, t, x_t, generator=generator)
+
+    assert agrees(ours, step)
+    if clip is None:
+        for name, interpolate in {
+            "the variances interpolated, not their logarithms": lambda v, b, p: (
+                (v + 1) / 2 * b + (1 - v) / 2 * p
+            ),
+            "v for (v + 1) / 2": lambda v, b, p: (
+                v * b.log() + (1 - v) * p.log()
+            ).exp(),
+            "β_t and β̃_t exchanged": lambda v, b, p: (
+                b ** ((1 - v) / 2) * p ** ((v + 1) / 2)
+            ),
+            "the deviations for the variances": lambda v, b, p: (
+                b ** (v + 1) * p ** (1 - v)
+            ),
+        }.items():
+            assert not agrees(
+                lambda x_T, generator, interpolate=interpolate: ancestral_by(
+                    interpolate, diffusion, x_T, times, generator
+                ),
+                step,
+            ), name
+
+
+@pytest.mark.parametrize(("v", "fixed"), [(1.0, "beta"), (-1.0, "posterior")])
+def test_the_ends_of_the_learned_variance_are_the_fixed_ones(diffusion, v, fixed):
+    x_T = torch.randn(
+        2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+
+    def run(eps_model, variance):
+        generator = torch.Generator().manual_seed(1)
+        return ancestral(
+            eps_model, diffusion, x_T, SOME_TIMES, variance, generator=generator
+        )
+
+    def both(x_t, t):
+        return torch.cat([wavy_eps(x_t, t), torch.full_like(x_t, v)], dim=1)
+
+    learned, other = run(both, "learned"), run(wavy_eps, fixed)
+    for a, b in zip(learned, other, strict=True):
+        assert torch.allclose(a.x_t, b.x_t, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("clip", [None, 1.0, 0.3])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [1000, 50, 8])
-def test_each_ddim_step_is_that_of_diffusers(diffusion, steps, eta, clip):
+@pytest.mark.parametrize(
+    ("steps", "spacing"),
+    [
+        (200, "trailing"),
+        (50, "trailing"),
+        (8, "trailing"),
+        (30, "leading"),
+        (8, "leading"),
+    ],
+)
+def test_each_ddim_step_is_that_of_diffusers(diffusion, steps, spacing, eta, clip):
     scheduler = diffusers_in_float64(
-        DDIMScheduler, diffusion.schedule, clip, timestep_spacing="trailing"
+        DDIMScheduler, diffusion.schedule, clip, timestep_spacing=spacing
     )
     scheduler.set_timesteps(steps)
-    times = diffusion.schedule.times(steps)
+    times = diffusion.schedule.times(steps, spacing)
     assert [t - 1 for t in times[:-1]] == scheduler.timesteps.tolist()
 
     def ours(x_T, generator, eta=eta):
@@ -149,6 +283,94 @@ def test_each_ddim_step_is_that_of_diffusers(diffusion, steps, eta, clip):
         assert not agrees(ours, lambda *a: step(*a, use_clipped=False)), (
             "x̂_0 clipped, ε̂ not moved along"
         )
+
+
+class DPMSolverInFloat64(DPMSolverMultistepScheduler):
+    """Its ``step`` casts x_t to float32; each update is given x_t as it was."""
+
+    def convert_model_output(self, model_output, sample):
+        self.x_t = sample
+        return super().convert_model_output(model_output, sample=sample)
+
+    def dpm_solver_first_order_update(self, x_0, sample, noise):
+        return super().dpm_solver_first_order_update(x_0, sample=self.x_t)
+
+    def multistep_dpm_solver_second_order_update(self, x_0, sample, noise):
+        return super().multistep_dpm_solver_second_order_update(x_0, sample=self.x_t)
+
+
+def dpm_solver_of_diffusers(schedule, times, clip):
+    """The step of its scheduler for ``agrees``; it remembers the step before, so that each run needs a new one."""
+    scheduler = DPMSolverInFloat64(
+        schedule.T,
+        trained_betas=schedule.beta[1:].tolist(),
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        thresholding=clip is not None,
+        sample_max_value=1.0,  # then its threshold is [-1, 1], whatever the data
+    )
+    scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
+    alpha_bar = torch.cumprod(1 - schedule.beta, 0)[list(times)]
+    scheduler.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+
+    def step(eps, t, x_t, _):
+        after = scheduler.step(eps, t, x_t).prev_sample
+        return SimpleNamespace(
+            prev_sample=after, pred_original_sample=scheduler.model_outputs[-1]
+        )
+
+    return step
+
+
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning:diffusers")
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(
+    "times",
+    [
+        SOME_TIMES,
+        linear_schedule().times(100),
+        linear_schedule().times(20, "leading"),
+        [1000, 0],
+        [1000, 400, 0],
+    ],
+    ids=["some", "100", "20 leading", "1", "2"],
+)
+def test_each_dpm_solver_step_is_that_of_diffusers(diffusion, times, clip):
+    schedule = diffusion.schedule
+
+    def ours(x_T, _, clip=clip):
+        return dpm_solver(wavy_eps, diffusion, x_T, times, clip)
+
+    def estimate(x_t, t):
+        x_0 = diffusion.predict_x_0(x_t, t, wavy_eps(x_t, torch.full((2,), t)))
+        return x_0 if clip is None else x_0.clamp(-clip, clip)
+
+    def by_the_paper(ratio):
+        return lambda x_T, _: dpm_by_the_paper(estimate, schedule, x_T, times, ratio)
+
+    assert agrees(ours, dpm_solver_of_diffusers(schedule, times, clip))
+    assert not agrees(
+        lambda x_T, _: ours(x_T, _, clip=0.5),
+        dpm_solver_of_diffusers(schedule, times, clip),
+    ), "another clipping"
+    theirs = dpm_solver_of_diffusers(schedule, times, clip)
+    assert agrees(by_the_paper(right_ratio), theirs)
+    if len(times) > 3:
+        for name, ratio in WRONG_RATIOS.items():
+            theirs = dpm_solver_of_diffusers(schedule, times, clip)
+            assert not agrees(by_the_paper(ratio), theirs), name
+
+
+@pytest.mark.parametrize("times", [[1000, 0], [1000, 400, 0]])
+def test_the_first_and_the_last_step_of_dpm_solver_are_those_of_ddim(diffusion, times):
+    x_T = torch.randn(
+        3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    a = last(dpm_solver(wavy_eps, diffusion, x_T, times)).x_t
+    b = last(ddim(wavy_eps, diffusion, x_T, times)).x_t
+    assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_diffusers_adds_noise_when_the_last_step_is_a_long_one_and_we_do_not(diffusion):
@@ -180,6 +402,20 @@ def sample_law(schedule, times, sampler, variance="posterior", eta=0.0):
     x̂_0 = E[x_0 | x_t] is itself affine in x_t, by conditioning the joint law of data and x_t.
     """
     alpha_bar = np.concatenate([[1], np.cumprod(1 - schedule.beta[1:].numpy())])
+
+    def gain_of(a_t):  # x̂_0 = MEAN + gain (x_t - √ᾱ_t MEAN)
+        return np.sqrt(a_t) * COV @ np.linalg.inv(a_t * COV + (1 - a_t) * np.eye(2))
+
+    if sampler == "dpm++":  # x_t is slope x_T + shift: one matrix (slope, shift)
+
+        def estimate(x_t, t):
+            centre = np.hstack([np.zeros((2, 2)), MEAN[:, None]])
+            a_t = alpha_bar[t]
+            return centre + gain_of(a_t) @ (x_t - np.sqrt(a_t) * centre)
+
+        x_T = np.hstack([np.eye(2), np.zeros((2, 1))])
+        x_0 = last(dpm_by_the_paper(estimate, schedule, x_T, times)).x_t
+        return x_0[:, 2], x_0[:, :2] @ x_0[:, :2].T
     mean, cov = np.zeros(2), np.eye(2)
     for t, s in pairwise(times or range(schedule.T, -1, -1)):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
@@ -194,9 +430,7 @@ def sample_law(schedule, times, sampler, variance="posterior", eta=0.0):
             sigma2 = eta**2 * posterior_variance
             b = np.sqrt((var_s - sigma2) / var_t)
         a = np.sqrt(a_s) - b * np.sqrt(a_t)
-        gain = (
-            np.sqrt(a_t) * COV @ np.linalg.inv(a_t * COV + var_t * np.eye(2))
-        )  # x̂_0 = MEAN + gain (x_t - √ᾱ_t MEAN)
+        gain = gain_of(a_t)
         slope = a * gain + b * np.eye(2)
         mean = a * (MEAN - np.sqrt(a_t) * gain @ MEAN) + slope @ mean
         cov = slope @ cov @ slope.T + sigma2 * np.eye(2)
@@ -241,9 +475,29 @@ def test_the_law_of_the_samples_approaches_that_of_the_data(sampler, options):
         return max(np.abs(mean - MEAN).max(), np.abs(cov - COV).max())
 
     errors = [error(steps) for steps in (5, 20, 100, 1000)]
-    assert errors == sorted(errors, reverse=True)
+    assert all(b < a + 1e-4 for a, b in pairwise(errors))  # N(0, I) is not quite x_T
     assert errors[-1] < 0.02
     assert errors[-1] < errors[0] / 10
+
+
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS_TESTED)
+def test_leading_spacing_starts_from_noise_that_is_no_state_and_loses_the_mean(
+    p_value, sampler, options
+):
+    """600 of 1000 steps begin at t = 600. 20,000 samples; false-alarm probability 1e-6 each."""
+    schedule = linear_schedule()
+
+    def error(spacing):
+        times = schedule.times(600, spacing)
+        mean, _ = sample_law(schedule, times, sampler, **options)
+        return np.abs(mean - MEAN).max()
+
+    assert error("trailing") < 0.003
+    assert error("leading") > 0.01
+    times = schedule.times(12, "leading")
+    samples = last(draw(schedule, times, sampler, **options)).x_t.numpy()
+    law = sample_law(schedule, times, sampler, **options)
+    assert p_value(samples, *law) > FALSE_ALARM, "but it runs as its steps say"
 
 
 @pytest.mark.parametrize(("schedule", "steps"), CHAINS)
@@ -348,7 +602,7 @@ def mixture_samples(schedule, steps, sampler, weights=WEIGHTS, **options) -> np.
     generator = torch.Generator().manual_seed(2)
     diffusion = options.pop("diffusion", GaussianDiffusion(schedule))
     return sample(
-        eps_model, diffusion, (N, 2), sampler, steps, generator, **options
+        eps_model, diffusion, (5_000, 2), sampler, steps, generator, **options
     ).numpy()
 
 
@@ -361,7 +615,7 @@ def mixture_samples(schedule, steps, sampler, weights=WEIGHTS, **options) -> np.
 def test_samples_of_a_mixture_have_its_moments_and_modes(
     schedule, steps, sampler, options
 ):
-    """20,000 samples; false-alarm probability 1e-6 each, see ``mixture_is_rejected``."""
+    """5,000 samples; false-alarm probability 1e-6 each, see ``mixture_is_rejected``."""
     assert not mixture_is_rejected(mixture_samples(schedule, steps, sampler, **options))
 
 
@@ -377,6 +631,122 @@ def test_wrong_mixtures_are_rejected():
     right = mixture_samples(linear_schedule(), 100, "ddim")
     assert mixture_is_rejected(right[right[:, 0] > 0]), "modes left out"
     assert mixture_is_rejected(right / 1.1), "a scale"
+
+
+# The order of convergence, measured at t = 1, where a step to λ = ∞ is still to come
+
+LAM_T, LAM_1, FLOW_T = -5.0, 4.0, 1921  # λ falls evenly from t = 1 to T
+FLOW_MEANS, FLOW_VARIANCES = np.array([0.5, -1.0, 2.0]), np.array([0.09, 0.25, 0.16])
+
+
+def even_schedule() -> NoiseSchedule:
+    lam = np.linspace(LAM_1, LAM_T, FLOW_T)
+    alpha_bar = np.concatenate([[1], 1 / (1 + np.exp(-2 * lam))])
+    return NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+def grid(steps: int, even: bool) -> list[int]:
+    """From T to 1, then 0: steps in λ all equal, or one three times the other in turns, so that r is 3 or 1/3."""
+    gap = (FLOW_T - 1) // steps
+    gaps = [gap, gap] if even else [gap // 2, gap + gap // 2]
+    return [FLOW_T - int(sum((gaps * steps)[:i])) for i in range(steps + 1)] + [0]
+
+
+def flow_gaussian(schedule: NoiseSchedule, x_T: np.ndarray) -> np.ndarray:
+    """x_1 on the probability flow of N(0.5, 0.09): the distance from the mean, in deviations of x_t, stays."""
+    a_T, a_1 = (float(schedule.alpha_bar[t]) for t in (FLOW_T, 1))
+    mean, variance = FLOW_MEANS[0], FLOW_VARIANCES[0]
+    var_T, var_1 = (variance * a + 1 - a for a in (a_T, a_1))
+    return a_1**0.5 * mean + (x_T - a_T**0.5 * mean) * (var_1 / var_T) ** 0.5
+
+
+def flow_mixture(schedule: NoiseSchedule, x_T: np.ndarray) -> np.ndarray:
+    """x_1 on the flow of a mixture of three, dx/dλ = √ᾱ E[x_0 | x] - ᾱ x, by scipy."""
+    m, v = FLOW_MEANS, FLOW_VARIANCES
+
+    def velocity(lam, x):
+        a = 1 / (1 + np.exp(-2 * lam))
+        offset, var = x[:, None] - a**0.5 * m, a * v + 1 - a
+        r = WEIGHTS * stats.norm.pdf(offset, scale=var**0.5)
+        x_0 = m + a**0.5 * v / var * offset
+        return a**0.5 * (r * x_0).sum(1) / r.sum(1) - a * x
+
+    return solve_ivp(velocity, (LAM_T, LAM_1), x_T, "DOP853", rtol=1e-11, atol=1e-12).y[
+        :, -1
+    ]
+
+
+def orders(sampler, flow, components: int, even: bool) -> list[float]:
+    """log2 of how much the error falls each time the steps are doubled; sampler(eps_model, diffusion, x_T, times)."""
+    schedule = even_schedule()
+    eps_model = ExactEps(
+        schedule,
+        torch.tensor(FLOW_MEANS[:components, None]),
+        torch.tensor(FLOW_VARIANCES[:components, None, None]),
+        torch.tensor(WEIGHTS[:components]),
+    )
+    x_T = np.linspace(-2.5, 2.5, 11)
+    right = flow(schedule, x_T)
+    errors = []
+    for steps in (80, 160, 320):
+        states = sampler(
+            eps_model,
+            GaussianDiffusion(schedule),
+            torch.tensor(x_T)[:, None],
+            grid(steps, even),
+        )
+        (x_1,) = (state.x_t for state in states if state.t == 1)
+        errors.append(np.abs(x_1[:, 0].numpy() - right).max())
+    return [np.log2(a / b) for a, b in pairwise(errors)]
+
+
+def with_ratio(ratio):
+    """DPM-Solver++ of the paper with another r, for ``orders``."""
+
+    def sampler(eps_model, diffusion, x_T, times):
+        def estimate(x_t, t):
+            return diffusion.predict_x_0(x_t, t, eps_model(x_t, t))
+
+        return dpm_by_the_paper(estimate, diffusion.schedule, x_T, times, ratio)
+
+    return sampler
+
+
+@pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
+@pytest.mark.parametrize(
+    ("flow", "components"),
+    [(flow_gaussian, 1), (flow_mixture, 3)],
+    ids=["gaussian", "mixture"],
+)
+def test_dpm_solver_is_of_second_order_and_ddim_of_first(flow, components, even):
+    assert np.allclose(orders(dpm_solver, flow, components, even), 2, atol=0.1)
+    assert np.allclose(orders(ddim, flow, components, even), 1, atol=0.1)
+
+
+@pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
+def test_a_wrong_ratio_costs_the_order(even):
+    """But inverted: its errors h h' (r - 1/r) / 2 = (h'² - h²) / 2 cancel from step to step."""
+
+    def order_is(p, name):
+        sampler = with_ratio(WRONG_RATIOS[name])
+        return np.allclose(orders(sampler, flow_gaussian, 1, even), p, atol=0.2)
+
+    assert order_is(1, "no correction, that is DDIM")
+    assert order_is(1, "sign")
+    assert order_is(0, "r without the step at hand")
+    assert order_is(2 if even else 1, "r = 1, as if the steps were equal")
+    assert order_is(2, "r inverted"), "only seen step by step"
+
+
+def test_in_20_steps_dpm_solver_is_nearer_to_the_flow_than_ddim_in_100():
+    """The schedule and the times that people use: Gaussian data as above, error of the final deviations."""
+    schedule = linear_schedule()
+
+    def error(sampler, steps):
+        _, cov = sample_law(schedule, schedule.times(steps), sampler)
+        return np.abs(np.linalg.eigvalsh(cov) - np.linalg.eigvalsh(COV)).max()
+
+    assert error("dpm++", 20) < error("ddim", 100)
 
 
 # Properties
@@ -469,11 +839,25 @@ def test_every_item_of_a_batch_starts_from_its_own_noise(diffusion):
     assert len(set(map(tuple, x_T.tolist()))) == 8
 
 
-def test_ddim_with_eta_0_draws_no_noise(diffusion):
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver])
+def test_ddim_with_eta_0_and_dpm_solver_draw_no_noise(diffusion, sampler):
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    last(ddim(wavy_eps, diffusion, torch.zeros(2, 3), generator=generator))
+    last(sampler(wavy_eps, diffusion, torch.zeros(2, 3), generator=generator))
     assert torch.equal(generator.get_state(), before)
+
+
+def test_spacing_is_that_of_the_schedule(diffusion):
+    for spacing in ("trailing", "leading"):
+        states = trajectory(wavy_eps, diffusion, (2, 3), "ddim", 7, spacing=spacing)
+        expected = diffusion.schedule.times(7, spacing)
+        assert [state.t for state in states] == expected
+    generators = (torch.Generator().manual_seed(3) for _ in range(2))
+    a, b = (
+        sample(wavy_eps, diffusion, (2, 3), "dpm++", 7, generator, spacing=spacing)
+        for generator, spacing in zip(generators, ("trailing", "leading"))
+    )
+    assert not torch.allclose(a, b)
 
 
 def test_no_gradient_is_kept(diffusion):
@@ -507,9 +891,9 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
     ("changes", "error", "message"),
     [
         (
-            {"times": [999, 0]},
+            {"times": [1001, 0]},
             ValueError,
-            r"times must fall strictly from T = 1000 to 0, got \[999, 0\]",
+            r"times must fall strictly from at most T = 1000 to 0, got \[1001, 0\]",
         ),
         (
             {"times": [1000, 10]},
@@ -519,7 +903,7 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
         ({"times": [1000, 10, 10, 0]}, ValueError, "times must fall strictly"),
         ({"times": [1000, 10, 20, 0]}, ValueError, "times must fall strictly"),
         ({"times": [0, 10, 1000]}, ValueError, "times must fall strictly"),
-        ({"times": [1001, 0]}, ValueError, "times must fall strictly"),
+        ({"times": [0]}, ValueError, r"times must fall strictly .* got \[0\]"),
         ({"times": []}, ValueError, r"times must fall strictly .* got \[\]"),
         ({"times": [1000, 10.0, 0]}, TypeError, "times must be an int, got 10.0"),
         ({"times": [1000, -1, 0]}, ValueError, "times must be at least 0, got -1"),
@@ -533,6 +917,11 @@ def test_samplers_keep_the_dtype(diffusion, sampler, dtype):
             {"eps_model": lambda x_t, t: x_t[:, :1]},
             ValueError,
             r"eps must have the shape of x_t, \(2, 3\), got \(2, 1\)",
+        ),
+        (
+            {"eps_model": wavy_eps_and_v},
+            ValueError,
+            r"eps must have the shape of x_t, \(2, 3\), got \(2, 6\)",
         ),
         ({"clip": -1.0}, ValueError, "clip must be at least 0, got -1"),
         ({"clip": "1"}, TypeError, "clip must be a number, got '1'"),
@@ -554,14 +943,24 @@ def test_bad_input_is_refused_by_name(diffusion, sampler, changes, error, messag
         (
             {"sampler": "euler"},
             ValueError,
-            "sampler must be one of ancestral, ddim, got 'euler'",
+            r"sampler must be one of ancestral, ddim, dpm\+\+, got 'euler'",
+        ),
+        (
+            {"spacing": "linspace"},
+            ValueError,
+            """spacing must be "trailing" or "leading", got 'linspace'""",
         ),
         ({"steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
         ({"steps": 1001}, ValueError, "steps must be between 1 and 1000, got 1001"),
         (
+            {"variance": "large"},
+            ValueError,
+            """variance must be "posterior", "beta" or "learned", got 'large'""",
+        ),
+        (
             {"variance": "learned"},
             ValueError,
-            """variance must be "posterior" or "beta", got 'learned'""",
+            r"eps and v must have the shape of x_t twice along dimension 1, \(2, 6\), got \(2, 3\)",
         ),
         (
             {"sampler": "ddim", "eta": 1.5},

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,7 +136,63 @@ def test_times_fall_from_T_to_0_evenly(T, data):
     assert min(gaps) > 0
 
 
+TABLE_2 = {  # of Lin et al., T = 1000 and 10 steps; theirs leave out 0
+    "leading": [901, 801, 701, 601, 501, 401, 301, 201, 101, 1],
+    "trailing": [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100],
+}
+
+
+@pytest.mark.parametrize("spacing", TABLE_2)
+def test_times_are_those_of_the_table(spacing):
+    assert linear_schedule().times(10, spacing) == [*TABLE_2[spacing], 0]
+
+
+@pytest.mark.parametrize("scheduler_class", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("T", [50, 333, 1000])
+def test_times_are_the_timesteps_of_diffusers_plus_one(scheduler_class, T):
+    """But where T i / steps lies in the middle of two integers, or where it accumulates an error in floating point."""
+    schedule = linear_schedule(T)
+
+    def theirs(steps, spacing):
+        scheduler = scheduler_class(T, timestep_spacing=spacing)
+        scheduler.set_timesteps(steps)
+        return (scheduler.timesteps + 1).tolist()
+
+    for steps in range(1, T + 1, 1 if T < 1000 else 7):
+        ours = schedule.times(steps, "leading")
+        assert ours == [*theirs(steps, "leading"), 0]
+        assert ours[0] <= T
+        assert ours != theirs(steps, "leading"), "0 left out"
+
+        ours, others = schedule.times(steps), theirs(steps, "trailing")
+        assert others[steps:] in ([], [0])  # the error: a step too many, at its time -1
+        for i, (a, b) in enumerate(zip(ours, others)):
+            halfway = 2 * T * (steps - i) % (2 * steps) == steps
+            assert a == b or (halfway and abs(a - b) == 1)
+
+
+@given(st.integers(21, 1200), st.data())
+@settings(max_examples=50, deadline=None)
+def test_leading_times_fall_evenly_to_1_and_then_0(T, data):
+    steps = data.draw(st.integers(1, T))
+    times = linear_schedule(T).times(steps, "leading")
+    assert (times[-2:], len(times)) == ([1, 0], steps + 1)
+    assert {t - s for t, s in pairwise(times[:-1])} <= {T // steps}
+    assert times[0] <= T
+    assert (times[0] == T) == (steps == T)
+
+
+def test_what_leading_times_leave_out_is_as_the_docstring_says():
+    schedule = linear_schedule()
+    for steps, first, amplitude in [(10, 901, 0.016), (600, 600, 0.16)]:
+        assert schedule.times(steps, "leading")[0] == first
+        assert float(schedule.alpha_bar[first]) ** 0.5 == pytest.approx(
+            amplitude, rel=0.03
+        )
+
+
 def test_times_by_default_are_all():
+    assert linear_schedule(30).times(spacing="leading") == list(range(30, -1, -1))
     assert linear_schedule(30).times() == list(range(30, -1, -1))
 
 
@@ -235,6 +291,11 @@ def test_repr_shows_the_range():
             lambda: linear_schedule().times(10.0),
             TypeError,
             "steps must be an int, got 10.0",
+        ),
+        (
+            lambda: linear_schedule().times(10, "linspace"),
+            ValueError,
+            """spacing must be "trailing" or "leading", got 'linspace'""",
         ),
         (
             lambda: linear_schedule().subschedule([]),
