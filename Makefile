@@ -49,6 +49,7 @@ notebooks: $(SETUP)
 bench: $(SETUP)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/clipping.py
+	$(BIN)/python benchmarks/unet_parts.py
 
 # The model that comes with the package.
 weights: $(SETUP)
