@@ -73,7 +73,8 @@ class VAE(nn.Module):
         """Mean μ(x) and variance σ²(x) of q(z | x).
 
         Args:
-            x: data, shape (B, *shape), floating point.
+            x: data, shape (B, *shape), floating point, scaled to about [-1, 1]: in float32 the variance becomes 0, and
+                the gradient NaN, where log σ² falls below -103.
 
         Returns:
             Two tensors of shape (B, latent_dim); the variance is positive.
