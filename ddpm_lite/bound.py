@@ -66,7 +66,7 @@ def variational_bound(
         levels: number of grey values of the data, 256 for 8-bit images. L_0 is then the log-probability of the
             discretised Gaussian (equation 13). None for continuous data: L_0 is a density, and bits can be negative.
         variance: of the steps t > 1, "posterior" for β̃_t or "beta" for β_t, as in ``ancestral``. On smooth data
-            "posterior" costs 0.42 bits per dimension more or above, unless the first step is a long one (chapter 6).
+            "posterior" costs at least 0.42 bits per dimension more, unless the first step is long (chapter 6).
         decoder_variance: of p(x_0 | x_1); None for β_1, since β̃_1 is 0. (The reference implementations use β̃_2.)
         clip: keep the estimate of x_0 within [-clip, clip], as in ``ancestral``: 1 for images.
         batch_size: how many images to give to the network at a time.
