@@ -1,10 +1,11 @@
-"""The command line: ``ddpm-lite train`` and ``ddpm-lite sample``. Chapter 9 of the book."""
+"""The command line: ``ddpm-lite train``, ``sample`` and ``evaluate``. Chapters 9 and 11 of the book."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ddpm_lite import __version__, data, plot
+from ddpm_lite import __version__, _check, data, evaluate, plot, variational_bound
 from ddpm_lite.checkpoint import atomic
 from ddpm_lite.model import load
 from ddpm_lite.sampler import SAMPLERS
@@ -178,6 +179,21 @@ def _parser() -> argparse.ArgumentParser:
         help="also draw six of them emerging from noise",
     )
     command.set_defaults(run=_sample)
+
+    command = commands.add_parser(
+        "evaluate", help="measure a model", formatter_class=_Help
+    )
+    command.epilog = "Example:  ddpm-lite evaluate runs/digits --data digits   (under a minute on one CPU core)"
+    command.description = "Bits per dimension, Fréchet distance, precision, recall and nearest training images."
+    command.add_argument("model", help="as for sample")
+    command.add_argument("--data", default="digits", help="as for train")
+    command.add_argument("-n", type=int, help="samples (default: at most 10,000)")
+    command.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="which")
+    command.add_argument("--steps", type=int, default=50, help="as for sample")
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    command.add_argument("--extractor", help="pixels, mnist-classifier or inception")
+    command.add_argument("--out", type=Path, help="default: evaluation.json, in RUN")
+    command.set_defaults(run=_evaluate)
     return parser
 
 
@@ -289,7 +305,12 @@ def _processes() -> tuple[int, torch.device]:
         else torch.device("cpu")
     )
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        # A restarted job must not read what the lost one has left in the store.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), device
 
@@ -340,6 +361,63 @@ def _sample(options: argparse.Namespace) -> None:
         shown = [visited[i] for i in indices]
         plot.save(plot.emergence(shown), options.emergence)
         print(f"wrote the way there to {options.emergence}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    folder = Path(options.model) if Path(options.model).is_dir() else Path()
+    out = options.out or folder / "evaluation.json"
+    with atomic(out) as temporary:  # fails before the work, if it must
+        result = _measure(options)
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    table = [f"{key:40}{value:10.3f}" for key, value in result["measures"].items()]
+    print(*table, f"wrote {out}", sep="\n")
+
+
+def _measure(options: argparse.Namespace) -> dict[str, object]:
+    """What the result file holds: the options, how else it was measured, and the measures."""
+    model, name, seed = load(options.model), options.data, options.seed
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.unet.to(device)
+    options.reference_split = "train" if Path(name).is_dir() else "test"
+    if Path(name).is_dir():
+        images = data.folder(name, model.shape[1])
+        train = test = images._replace(x_0=data.from_uint8(images.x_0))
+    else:
+        train, test = (data.load(name, split) for split in ("train", "test"))
+    _check.like(name, train.x_0[:1], options.model, torch.empty(1, *model.shape))
+    extractor = ["pixels", "mnist-classifier"][model.shape == (1, 28, 28)]
+    options.extractor = extractor = options.extractor or extractor
+    n = options.n = min(len(train.x_0), 10_000) if options.n is None else options.n
+    levels = options.levels = 17 if name == "digits" else 256
+    options.versions = {"ddpm_lite": __version__, "torch": torch.__version__}
+    real = evaluate.features(test.x_0, extractor, levels)
+
+    generator = torch.Generator().manual_seed(seed)
+    x_0 = test.x_0[torch.randperm(len(test.x_0), generator=generator)[:360]].to(device)
+    how = {"samples": min(20, model.diffusion.T - 1), "variance": "beta", "clip": 1.0}
+    bound = variational_bound(
+        model.unet, model.diffusion, x_0, levels=levels, generator=generator, **how
+    )
+    options.bound = how | {"images": len(x_0)}
+    row = {"bits_per_dimension": float(bound.total.mean())}
+    row["standard_error_of_bits_per_dimension"] = bound.standard_error
+
+    y = train.y.repeat(1 + n // len(train.y))[:n]
+    y = y if model.unet.class_embedding else None
+    x_0 = model.sample(n, y=y, sampler=options.sampler, steps=options.steps, seed=seed)
+    x = evaluate.features(x_0, extractor, levels)
+    row["frechet_distance"] = evaluate.frechet_distance(x, real)
+    row["two_sample_accuracy"] = evaluate.two_sample_accuracy(x, real)
+    row["precision"], row["recall"] = evaluate.precision_recall(real, x)
+    greys = [evaluate.features(z, "pixels", levels) for z in (x_0, train.x_0)]
+    ratio, _ = evaluate.nearest_neighbours(*greys)
+    row["nearest_ratio_below_1"] = float((ratio < 1).double().mean())
+    row["nearest_ratio_smallest"] = float(ratio.min())
+    if y is not None:
+        classifier = evaluate.fit_classifier(x_0.cpu(), y, seed)
+        row["classifier_accuracy"] = evaluate.classifier_accuracy(classifier, *test)
+    del options.run, options.out
+    return {**vars(options), "measures": {k: round(v, 4) for k, v in row.items()}}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -153,7 +153,7 @@ def load(name: str | Path) -> Model:
     bundled = sorted(
         Path(file.name).stem
         for file in weights.iterdir()
-        if file.name.endswith(".safetensors")
+        if file.name.endswith(".safetensors") and "classifier" not in file.name
     )
     if str(name) in bundled:
         with resources.as_file(weights / f"{name}.safetensors") as path:

@@ -51,6 +51,12 @@ _GREY_28 = Recipe(
     steps=12_000,
     options={"batch_size": 64},
 )
+# Ho et al. (2020, appendix B), but for their 800,000 steps.
+_CIFAR_UNET = {"base_channels": 128, "channel_mults": (1, 2, 2, 2), "groups": 32}
+_CIFAR_UNET |= {"attention_levels": (1,), "dropout": 0.1}
+_CIFAR_OPTIONS = {"batch_size": 128, "learning_rate": 2e-4, "warmup": 5000}
+_CIFAR_OPTIONS |= {"ema_decay": 0.9999, "flip": True}
+
 RECIPES = {
     "digits": Recipe(
         (1, 8, 8),
@@ -60,25 +66,7 @@ RECIPES = {
     ),
     "mnist": _GREY_28,
     "fashion-mnist": _GREY_28,
-    # Ho et al. (2020, appendix B), but for their 800,000 steps.
-    "cifar10": Recipe(
-        (3, 32, 32),
-        {
-            "base_channels": 128,
-            "channel_mults": (1, 2, 2, 2),
-            "attention_levels": (1,),
-            "groups": 32,
-            "dropout": 0.1,
-        },
-        steps=200_000,
-        options={
-            "batch_size": 128,
-            "learning_rate": 2e-4,
-            "warmup": 5000,
-            "ema_decay": 0.9999,
-            "flip": True,
-        },
-    ),
+    "cifar10": Recipe((3, 32, 32), _CIFAR_UNET, 200_000, _CIFAR_OPTIONS),
 }
 
 
