@@ -1,7 +1,7 @@
 """Algorithm 1 of DDPM, with what makes it work in practice: warm-up, clipping, an average of the weights, resuming.
 
 All that is random in a step is a function of the seed and the number of the step. So a run that is continued from
-a checkpoint, or spread over several processes, takes the same steps as one that is neither. Chapter 9 of the book.
+a checkpoint, or (dropout apart) spread over several processes, takes the same steps as one that is neither. Chapter 9.
 """
 
 from __future__ import annotations

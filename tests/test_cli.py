@@ -140,7 +140,11 @@ def test_a_second_interruption_is_not_waited_with(tmp_path, monkeypatch, capsys)
         signal.raise_signal(signal.SIGINT)
 
     at_step(monkeypatch, 3, twice)
-    assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:  # a job in the background begins with SIGINT ignored
+        assert main(["train", "--steps", "50", "--out", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "ddpm-lite: interrupted" in capsys.readouterr().err
 
 
