@@ -69,7 +69,7 @@ def title(path: Path) -> str:
 def page() -> str:
     """The Markdown of the page."""
     ledger = tomllib.loads((BOOK / "equations.toml").read_text(encoding="utf-8"))
-    chapters = {path: labels(path) for path in sorted(BOOK.glob("[0-9]*.ipynb"))}
+    chapters = {path: labels(path) for path in sorted(BOOK.glob("*.ipynb"))}
     summary = ["| chapter | equations | " + " | ".join(KINDS) + " |"]
     summary.append("| --- " * (len(KINDS) + 2) + "|")
     counts = dict.fromkeys(KINDS, 0)

@@ -117,6 +117,7 @@ def test_the_page_about_the_checks_is_what_the_ledger_says() -> None:
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
     assert writer.PAGE.read_text(encoding="utf-8") == writer.page()
+    assert f"Of {len(LEDGER)} labelled equations" in writer.page()
 
 
 def test_every_reference_to_an_equation_has_a_target() -> None:
