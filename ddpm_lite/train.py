@@ -252,9 +252,8 @@ def train(
     network = DistributedDataParallel(model) if grouped else model
     random = torch.Generator(device)
     random_cpu = torch.Generator()
-    bad = torch.zeros(
-        3, device=device
-    )  # the first step that was not finite, its loss, its gradient's norm
+    # The first step that was not finite, its loss, and the norm of its gradient.
+    bad = torch.zeros(3, device=device)
 
     def stop_if_bad() -> None:
         if bad[0] > 0:

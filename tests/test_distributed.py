@@ -17,8 +17,21 @@ TRAIN = ["-m", "ddpm_lite", "train", "--precision", "float32"]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running():
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its workers
+            process.wait(60)
+
+
 def go(folder, *arguments, processes=()):
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *processes, *arguments],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -26,6 +39,8 @@ def go(folder, *arguments, processes=()):
         stderr=subprocess.STDOUT,
         text=True,
     )
+    started.append(process)
+    return process
 
 
 def load(folder):
