@@ -38,6 +38,18 @@ def reference_quality() -> dict[str, float]:
     return digits_quality(data.digits("train").x_0)
 
 
+def mnist_quality(samples: Tensor) -> dict[str, float]:
+    """The same two measures between samples in [-1, 1] and the 10,000 test images of MNIST, on the bundled features."""
+    real, generated = (
+        evaluate.features(x, "mnist-classifier")
+        for x in (data.load("mnist", "test").x_0, samples)
+    )
+    return {
+        "frechet_distance": round(evaluate.frechet_distance(generated, real), 2),
+        "two_sample_accuracy": round(evaluate.two_sample_accuracy(generated, real), 3),
+    }
+
+
 def memorised(samples: Tensor) -> float:
     """The share of samples whose nearest training digit is nearer than that digit's own nearest neighbour in training.
 

@@ -1,25 +1,34 @@
-"""The command line: ``ddpm-lite train``, ``sample`` and ``evaluate``. Chapters 9 and 11 of the book."""
+"""The command line: ``ddpm-lite train``, ``sample`` and ``evaluate``. Chapters 9 and 11 of the book.
+
+A command is a function at the end of this file. Its docstring is the help, its arguments are the options.
+"""
 
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
+import inspect
 import json
-import os
+import random
+import re
 import shlex
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ddpm_lite import __version__, _check, data, evaluate, plot, variational_bound
+from ddpm_lite import __version__, _check, _distributed, evaluate, plot
 from ddpm_lite.checkpoint import atomic
+from ddpm_lite.data import folder as read_folder
+from ddpm_lite.data import from_uint8
+from ddpm_lite.data import load as load_data
 from ddpm_lite.model import load
 from ddpm_lite.sampler import SAMPLERS
 from ddpm_lite.train import (
@@ -34,13 +43,20 @@ from ddpm_lite.train import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, 0 or 1; a wrong call exits with 2 at once."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    options.command = shlex.join(
-        ["ddpm-lite", *(sys.argv[1:] if arguments is None else arguments)]
+    parser = argparse.ArgumentParser(
+        prog="ddpm-lite",
+        description="Train a small denoising diffusion model and draw samples from it.",
+        epilog="Start with:  ddpm-lite sample digits --out digits.png   (a model that comes with the package)",
     )
+    version = f"ddpm-lite {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for function in (_train, _sample, _evaluate):
+        _add(commands, function)
+    options = vars(parser.parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options.run(options)
+        options.pop("run")(shlex.join(["ddpm-lite", *arguments]), **options)
     except KeyboardInterrupt:
         print("ddpm-lite: interrupted", file=sys.stderr)
         return 130
@@ -55,180 +71,113 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ddpm-lite",
-        description="Train a small denoising diffusion model and draw samples from it.",
-        epilog="Start with:  ddpm-lite sample digits --out digits.png   (a model that comes with the package)",
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"ddpm-lite {__version__}"
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+_CHOICES = {"sampler": sorted(SAMPLERS), "precision": list(PRECISIONS)}
 
+
+def _add(commands: argparse._SubParsersAction, function: Callable[..., None]) -> None:
+    """Make a command of a function: an argument with a default is an option, one without has to be given."""
+    about, _, described = inspect.getdoc(function).partition("\n\nArgs:\n")
+    title, description, example = about.split("\n\n")
+    helps = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", described, re.MULTILINE))
     command = commands.add_parser(
-        "train",
-        help="train a model on a data set",
-        description="Train a UNet to predict noise (algorithm 1 of DDPM) and write the averaged weights to "
-        "OUT/model.safetensors.",
-        epilog="Example:  ddpm-lite train --data digits --seed 1 --out runs/digits   (about a minute on two "
-        "CPU cores). A GPU is used when there is one.",
-        formatter_class=_Help,
+        function.__name__.strip("_"),
+        help=title,
+        description=description,
+        epilog=example,
     )
-    command.add_argument(
-        "--data",
-        metavar="NAME|DIR",
-        default="digits",
-        help="digits: 1,437 images of 8×8 pixels, part of scikit-learn. mnist, fashion-mnist, cifar10: read from "
-        "$DDPM_LITE_DATA or downloaded. Or a folder of images",
-    )
-    command.add_argument(
-        "--size",
-        type=int,
-        metavar="S",
-        help="for a folder: scale and crop its images to S×S pixels",
-    )
-    command.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="for a folder: leave out, with a warning, files that cannot be read",
-    )
-    command.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="training steps (default: what suits the data)",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, help="fixes the initial weights and all noise"
-    )
-    command.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="the folder to write (default: runs/DATA)",
-    )
-    command.add_argument(
-        "--save-every",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="steps between checkpoints (the last two are kept until the run is finished)",
-    )
-    command.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest checkpoint in DIR, as if the run had never stopped; start anew if there is none",
-    )
-    command.add_argument(
-        "--stop-after",
-        type=int,
-        metavar="N",
-        help="stop after step N, as if by Ctrl-C, leaving the rest for --resume",
-    )
-    command.add_argument(
-        "--precision",
-        choices=list(PRECISIONS),
-        help="of the network's products (default: what is fastest on the device)",
-    )
-    command.set_defaults(run=_train)
-
-    command = commands.add_parser(
-        "sample",
-        help="draw images from a trained model",
-        description="Draw images from a model and write them as one PNG.",
-        epilog="Example:  ddpm-lite sample runs/digits -n 100 --sampler ancestral --steps 1000 --out digits.png",
-        formatter_class=_Help,
-    )
-    command.add_argument(
-        "model",
-        help='a folder that "train" wrote, a .safetensors file, or the bundled "digits"',
-    )
-    command.add_argument(
-        "-n", type=int, default=64, metavar="N", help="number of images"
-    )
-    command.add_argument(
-        "--sampler",
-        choices=sorted(SAMPLERS),
-        default="ddim",
-        help="ddim: no noise is added, good in few steps. dpm++: the same path in fewer. ancestral: algorithm 2 of "
-        "DDPM, wants many steps",
-    )
-    command.add_argument(
-        "--steps",
-        type=int,
-        default=50,
-        metavar="N",
-        help="network evaluations for each image",
-    )
-    command.add_argument("--seed", type=int, help="for the same images every time")
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("samples.png"),
-        metavar="PNG",
-        help="the grid of images",
-    )
-    command.add_argument(
-        "--label", type=int, help="draw this class (for a model trained with labels)"
-    )
-    command.add_argument(
-        "--emergence",
-        type=Path,
-        metavar="PNG",
-        help="also draw six of them emerging from noise",
-    )
-    command.set_defaults(run=_sample)
-
-    command = commands.add_parser(
-        "evaluate", help="measure a model", formatter_class=_Help
-    )
-    command.epilog = "Example:  ddpm-lite evaluate runs/digits --data digits   (under a minute on one CPU core)"
-    command.description = "Bits per dimension, Fréchet distance, precision, recall and nearest training images."
-    command.add_argument("model", help="as for sample")
-    command.add_argument("--data", default="digits", help="as for train")
-    command.add_argument("-n", type=int, help="samples (default: at most 10,000)")
-    command.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="which")
-    command.add_argument("--steps", type=int, default=50, help="as for sample")
-    command.add_argument("--seed", type=int, default=0, help="of all that is drawn")
-    command.add_argument("--extractor", help="pixels, mnist-classifier or inception")
-    command.add_argument("--out", type=Path, help="default: evaluation.json, in RUN")
-    command.set_defaults(run=_evaluate)
-    return parser
+    command.set_defaults(run=function)
+    types = get_type_hints(function)
+    for name, argument in [*inspect.signature(function).parameters.items()][1:]:
+        kind = (get_args(types[name]) or [types[name]])[0]  # int of int | None
+        how = {"type": kind, "choices": _CHOICES.get(name)}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif argument.default not in (None, argument.empty):
+            how["default"] = argument.default
+            helps[name] += " (default: %(default)s)"
+        if argument.default is not argument.empty:
+            name = ("--" if len(name) > 1 else "-") + name.replace("_", "-")
+        command.add_argument(name, help=helps[name.strip("-").replace("-", "_")], **how)
 
 
-def _train(options: argparse.Namespace) -> None:
-    rank, device = _processes()
-    folder = options.out or Path("runs") / Path(options.data).name
+class _Stop(contextlib.AbstractContextManager):
+    """Notes the first Ctrl-C or SIGTERM in ``signal``, so that the step at hand can end; the second one acts."""
+
+    signal = 0
+
+    def __enter__(self) -> _Stop:
+        def note(number: int, _: object) -> None:
+            self.signal = number
+            self.__exit__()
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _train(
+    command: str,
+    data: str = "digits",
+    size: int | None = None,
+    skip_unreadable: bool = False,
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    save_every: int = 1000,
+    resume: bool = False,
+    stop_after: int | None = None,
+    precision: str | None = None,
+) -> None:
+    """train a model on a data set
+
+    Train a UNet to predict noise (algorithm 1 of DDPM) and write the averaged weights to OUT/model.safetensors.
+
+    Example: ddpm-lite train --data digits --seed 1 --out runs/digits (about a minute on two CPU cores). A GPU is
+    used when there is one; for more of them: torchrun --nproc-per-node=N -m ddpm_lite train ...
+
+    Args:
+        data: "digits": 1,437 images of 8×8 pixels, part of scikit-learn. "mnist", "fashion-mnist", "cifar10": read
+            from $DDPM_LITE_DATA or downloaded. Or a folder of images
+        size: for a folder: scale and crop its images to SIZE×SIZE pixels
+        skip_unreadable: for a folder: leave out, with a warning, files that cannot be read
+        steps: training steps (default: what suits the data)
+        seed: fixes the initial weights and all noise
+        out: the folder to write (default: runs/DATA)
+        save_every: steps between checkpoints (the last two are kept until the run is finished)
+        resume: go on from the newest checkpoint in OUT, as if the run had never stopped; start anew if there is none
+        stop_after: stop after this step, as if by Ctrl-C, leaving the rest for --resume
+        precision: of the network's products (default: what is fastest on the device)
+    """
+    rank, device = _distributed.begin()
+    folder = out or Path("runs") / Path(data).name
     path = folder / "model.safetensors"
-    if rank == 0:
-        with contextlib.suppress(_Discard), atomic(path):
-            raise _Discard  # fail now, not after an hour, if it cannot be written
-    if not options.resume and any(folder.glob("step-*.safetensors")):
+    if rank == 0:  # fail now, not after an hour, if it cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    if not resume and any(folder.glob("step-*.safetensors")):
         raise ValueError(
             f"{folder} holds a run that is not finished; go on with --resume, or give another --out"
         )
-    if options.data not in RECIPES and Path(options.data).is_dir():
-        if options.size is None:
+    if data not in RECIPES and Path(data).is_dir():
+        if size is None:
             raise ValueError("a folder of images needs --size")
-        images = data.folder(
-            options.data, options.size, skip_unreadable=options.skip_unreadable
-        )
+        images = read_folder(data, size, skip_unreadable=skip_unreadable)
         recipe = recipe_for(images.x_0.shape[1:])
     else:
-        images = data.load(options.data)
-        recipe = RECIPES[options.data]
-    model = new_model(recipe, options.seed)
+        images, recipe = load_data(data), RECIPES[data]
+    model = new_model(recipe, seed)
     model.unet.to(device)
-    steps = recipe.steps if options.steps is None else options.steps
-    chosen = recipe.options | {
-        "batch_size": min(recipe.options["batch_size"], len(images.x_0))
-    }
-    precision = options.precision or fastest_precision(device)
-    count = sum(p.numel() for p in model.unet.parameters())
+    steps = recipe.steps if steps is None else steps
+    batch_size = min(recipe.options["batch_size"], len(images.x_0))
+    precision = precision or fastest_precision(device)
+    parameters = sum(p.numel() for p in model.unet.parameters())
     if rank == 0:
         print(
-            f"{options.data}: {len(images.x_0):,} images; UNet with {count:,} parameters on {device} "
+            f"{data}: {len(images.x_0):,} images; UNet with {parameters:,} parameters on {device} "
             f"in {precision}; {steps:,} steps"
         )
     run = train(
@@ -237,46 +186,42 @@ def _train(options: argparse.Namespace) -> None:
         images.x_0.to(device),
         images.y if model.unet.config["num_classes"] else None,
         steps=steps,
-        seed=options.seed,
+        seed=seed,
         precision=precision,
         folder=folder,
-        save_every=options.save_every,
-        **chosen,
+        save_every=save_every,
+        **recipe.options | {"batch_size": batch_size},
     )
     start, state, first, failure = time.perf_counter(), None, None, None
     with _Stop() as stop, tqdm(total=steps, unit="step", disable=rank > 0) as progress:
         try:
             for state in run:
-                first = state.step if first is None else first
+                first = first or state.step
                 progress.update(state.step - progress.n)
                 if state.step % 10 == 0:
                     loss = float(state.losses[-50:].mean())
                     progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                if stop.signal or state.step == options.stop_after:
+                if stop.signal or state.step == stop_after:
                     break
         except FloatingPointError as error:
             failure = error
-            if state is None or not all(
-                bool(p.isfinite().all()) for p in state.ema.parameters()
-            ):
+            if not state or not all(p.isfinite().all() for p in state.ema.parameters()):
                 raise
         run.close()  # writes a checkpoint
     seconds = time.perf_counter() - start
     if rank > 0:
         return
     if state.step < steps:
-        print(
-            f"stopped after step {state.step} of {steps}; --resume goes on from there",
-            file=sys.stderr,
-        )
+        where = f"stopped after step {state.step} of {steps}"
+        print(f"{where}; --resume goes on from there", file=sys.stderr)
     model.unet = state.ema
     model.card = {
-        "command": options.command,
-        "data": f"{options.data}, training split, {len(images.x_0)} images",
-        "parameters": count,
+        "command": command,
+        "data": f"{data}, training split, {len(images.x_0)} images",
+        "parameters": parameters,
         "steps": state.step,
-        "batch_size": chosen["batch_size"],
-        "seed": options.seed,
+        "batch_size": batch_size,
+        "seed": seed,
         "precision": precision,
         "seconds": round(seconds, 1),
         "seconds_are_of_steps": [first, state.step],
@@ -294,143 +239,118 @@ def _train(options: argparse.Namespace) -> None:
         raise SystemExit(128 + stop.signal)
 
 
-def _processes() -> tuple[int, torch.device]:
-    """The number of this process among those that torchrun started, 0 if it did not, and its device."""
-    cuda = torch.cuda.is_available()
-    if "LOCAL_RANK" not in os.environ:
-        return 0, torch.device("cuda" if cuda else "cpu")
-    device = (
-        torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if cuda
-        else torch.device("cpu")
-    )
-    if not dist.is_initialized():
-        store, rank, world = next(dist.rendezvous("env://"))
-        # A restarted job must not read what the lost one has left in the store.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt {attempt}", store)
-        backend = "nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        atexit.register(dist.destroy_process_group)
-    return dist.get_rank(), device
+def _sample(
+    command: str,
+    model: str,
+    n: int = 64,
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int | None = None,
+    out: Path = Path("samples.png"),
+    label: int | None = None,
+    emergence: Path | None = None,
+) -> None:
+    """draw images from a trained model
 
+    Draw images from a model and write them as one PNG.
 
-class _Stop(contextlib.AbstractContextManager):
-    """Notes the first Ctrl-C or SIGTERM in ``signal``, so that the step at hand can end; the second one acts."""
+    Example: ddpm-lite sample runs/digits -n 100 --sampler ancestral --steps 1000 --out digits.png
 
-    signal = 0
-
-    def __enter__(self) -> _Stop:
-        def note(number: int, _: object) -> None:
-            self.signal = number
-            self.__exit__()
-
-        self.before = {
-            number: signal.signal(number, note)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-def _sample(options: argparse.Namespace) -> None:
-    model = load(options.model)
-    model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
-    run = model.trajectory(
-        options.n,
-        y=options.label,
-        sampler=options.sampler,
-        steps=options.steps,
-        seed=options.seed,
-    )
+    Args:
+        model: a folder that "train" wrote, a .safetensors file, or the bundled "digits"
+        n: number of images
+        sampler: ddim: no noise is added, good in few steps. dpm++: the same path in fewer. ancestral: algorithm 2 of
+            DDPM, wants many steps
+        steps: network evaluations for each image
+        seed: for the same images every time
+        out: the grid of images
+        label: draw this class (for a model trained with labels)
+        emergence: also draw six of them emerging from noise, in this PNG
+    """
+    rank, device = _distributed.begin()
+    loaded = load(model)
+    _distributed.share_out(loaded.unet.to(device))
+    seed = _distributed.agreed(random.getrandbits(32)) if seed is None else seed
+    run = loaded.trajectory(n, y=label, sampler=sampler, steps=steps, seed=seed)
     visited = []
-    for state in tqdm(run, total=options.steps + 1, unit="step"):
+    for state in tqdm(run, total=steps + 1, unit="step", disable=rank > 0):
         visited.append((state.t, state.x_t[:6].cpu()))
-    plot.save(
-        plot.image_grid(state.x_t, columns=max(1, round(options.n**0.5))), options.out
-    )
-    print(f"wrote {options.n} images to {options.out}")
-    if options.emergence:
+    if rank > 0:
+        return
+    plot.save(plot.image_grid(state.x_t, columns=max(1, round(n**0.5))), out)
+    print(f"wrote {n} images to {out}")
+    if emergence:
         last = len(visited) - 1
-        indices = sorted(
-            {round(last * (1 - (1 - i / 9) ** 2)) for i in range(10)}
-        )  # most happens near the end
-        shown = [visited[i] for i in indices]
-        plot.save(plot.emergence(shown), options.emergence)
-        print(f"wrote the way there to {options.emergence}")
+        most_near_the_end = {round(last * (1 - (1 - i / 9) ** 2)) for i in range(10)}
+        shown = [visited[i] for i in sorted(most_near_the_end)]
+        plot.save(plot.emergence(shown), emergence)
+        print(f"wrote the way there to {emergence}")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    folder = Path(options.model) if Path(options.model).is_dir() else Path()
-    out = options.out or folder / "evaluation.json"
-    with atomic(out) as temporary:  # fails before the work, if it must
-        result = _measure(options)
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-    table = [f"{key:40}{value:10.3f}" for key, value in result["measures"].items()]
-    print(*table, f"wrote {out}", sep="\n")
+def _evaluate(
+    command: str,
+    model: str,
+    data: str = "digits",
+    n: int | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    extractor: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """measure a model
 
+    Bits per dimension, Fréchet distance, precision, recall and nearest training images.
 
-def _measure(options: argparse.Namespace) -> dict[str, object]:
-    """What the result file holds: the options, how else it was measured, and the measures."""
-    model, name, seed = load(options.model), options.data, options.seed
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.unet.to(device)
-    options.reference_split = "train" if Path(name).is_dir() else "test"
-    if Path(name).is_dir():
-        images = data.folder(name, model.shape[1])
-        train = test = images._replace(x_0=data.from_uint8(images.x_0))
-    else:
-        train, test = (data.load(name, split) for split in ("train", "test"))
-    _check.like(name, train.x_0[:1], options.model, torch.empty(1, *model.shape))
-    extractor = ["pixels", "mnist-classifier"][model.shape == (1, 28, 28)]
-    options.extractor = extractor = options.extractor or extractor
-    n = options.n = min(len(train.x_0), 10_000) if options.n is None else options.n
-    levels = options.levels = 17 if name == "digits" else 256
-    options.versions = {"ddpm_lite": __version__, "torch": torch.__version__}
-    real = evaluate.features(test.x_0, extractor, levels)
+    Example: ddpm-lite evaluate runs/digits --data digits (under a minute on one CPU core)
 
-    generator = torch.Generator().manual_seed(seed)
-    x_0 = test.x_0[torch.randperm(len(test.x_0), generator=generator)[:360]].to(device)
-    how = {"samples": min(20, model.diffusion.T - 1), "variance": "beta", "clip": 1.0}
-    bound = variational_bound(
-        model.unet, model.diffusion, x_0, levels=levels, generator=generator, **how
-    )
-    options.bound = how | {"images": len(x_0)}
-    row = {"bits_per_dimension": float(bound.total.mean())}
-    row["standard_error_of_bits_per_dimension"] = bound.standard_error
-
-    y = train.y.repeat(1 + n // len(train.y))[:n]
-    y = y if model.unet.class_embedding else None
-    x_0 = model.sample(n, y=y, sampler=options.sampler, steps=options.steps, seed=seed)
-    x = evaluate.features(x_0, extractor, levels)
-    row["frechet_distance"] = evaluate.frechet_distance(x, real)
-    row["two_sample_accuracy"] = evaluate.two_sample_accuracy(x, real)
-    row["precision"], row["recall"] = evaluate.precision_recall(real, x)
-    greys = [evaluate.features(z, "pixels", levels) for z in (x_0, train.x_0)]
-    ratio, _ = evaluate.nearest_neighbours(*greys)
-    row["nearest_ratio_below_1"] = float((ratio < 1).double().mean())
-    row["nearest_ratio_smallest"] = float(ratio.min())
-    if y is not None:
-        classifier = evaluate.fit_classifier(x_0.cpu(), y, seed)
-        row["classifier_accuracy"] = evaluate.classifier_accuracy(classifier, *test)
-    del options.run, options.out
-    return {**vars(options), "measures": {k: round(v, 4) for k, v in row.items()}}
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default, unless there is none."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return (
-            action.help if action.default is None else super()._get_help_string(action)
+    Args:
+        model: as for sample
+        data: as for train
+        n: number of samples (default: that of training images, at most 10,000)
+        sampler: as for sample
+        steps: as for sample
+        seed: of all that is drawn
+        extractor: of features: pixels, mnist-classifier or inception (default: mnist-classifier if it fits, or pixels)
+        out: the result file (default: evaluation.json, in the folder of the model)
+    """
+    rank, device = _distributed.begin()
+    folder = Path(model) if Path(model).is_dir() else Path()
+    out = out or folder / "evaluation.json"
+    with atomic(out) if rank == 0 else contextlib.nullcontext() as temporary:
+        loaded = load(model)  # the file is begun before the work, to fail before it
+        if Path(data).is_dir():
+            images = read_folder(data, loaded.shape[1])
+            training = test = images._replace(x_0=from_uint8(images.x_0))
+        else:
+            training, test = (load_data(data, split) for split in ("train", "test"))
+        one = torch.empty(1, *loaded.shape)
+        _check.like(data, training.x_0[:1], model, one)
+        _distributed.share_out(loaded.unet.to(device))
+        measured = evaluate.measure(
+            loaded,
+            training,
+            test,
+            n=n,
+            sampler=sampler,
+            steps=steps,
+            seed=seed,
+            extractor=extractor,
+            levels=17 if data == "digits" else 256,
         )
-
-
-class _Discard(Exception):
-    pass
+        if rank > 0:
+            return
+        result = {
+            "command": command,
+            "model": model,
+            "data": data,
+            "reference_split": "train" if test is training else "test",
+            "versions": {"ddpm_lite": __version__, "torch": torch.__version__},
+            **measured,
+        }
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    table = [f"{key:40}{value:10.3f}" for key, value in measured["measures"].items()]
+    print(*table, f"wrote {out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,96 @@
-"""How good samples are: distances, precision and recall, memory, and use. Chapter 11 of the book."""
+"""How good a model is: bits, distances, precision and recall, memory, and use. Chapter 11 of the book."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm_lite import _check, checkpoint, data
+from ddpm_lite import _check, _distributed, checkpoint, data
+from ddpm_lite.bound import variational_bound
+from ddpm_lite.model import Model
+
+
+def measure(
+    model: Model,
+    train: data.Images,
+    test: data.Images,
+    *,
+    n: int | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    extractor: str | None = None,
+    levels: int = 256,
+) -> dict[str, object]:
+    """All measures of a model, each by the function of this module that has its name, and how they were taken.
+
+    The bound is that of at most 360 test images, chosen by ``seed``, at 20 times each, with the variance "beta".
+    Samples are drawn with the labels of the training images if the network has labels; a classifier that is fitted to
+    them is then tried on the test images. In a process group the processes share the work of the network
+    if it was shared out before; the first one does the rest, and the others return without measures.
+
+    Args:
+        model: on the device that is to be used.
+        train, test: images in [-1, 1]; the samples are compared with ``test`` in all but their nearest neighbours.
+        n: number of samples; None for that of the training images, at most 10,000.
+        sampler, steps: as in ``Model.sample``.
+        seed: of all that is drawn.
+        extractor, levels: as in ``features``; None for "mnist-classifier" if it suits the shape, else "pixels".
+
+    Returns:
+        These options, those of the bound, and "measures", a number for each name.
+    """
+    if extractor is None:
+        extractor = "mnist-classifier" if model.shape == (1, 28, 28) else "pixels"
+    n = min(len(train.x_0), 10_000) if n is None else n
+    see = partial(features, extractor=extractor, levels=levels)
+    real = _distributed.in_shares(see, test.x_0)
+
+    generator = torch.Generator().manual_seed(_check.integer("seed", seed, 0))
+    x_0 = test.x_0[torch.randperm(len(test.x_0), generator=generator)[:360]]
+    x_0 = x_0.to(next(model.unet.parameters()).device)
+    how = {"samples": min(20, model.diffusion.T - 1), "variance": "beta", "clip": 1.0}
+    bound = variational_bound(
+        model.unet, model.diffusion, x_0, levels=levels, generator=generator, **how
+    )
+    y = train.y.repeat(1 + n // len(train.y))[:n]
+    y = y if model.unet.class_embedding else None
+    x_0 = model.sample(n, y=y, sampler=sampler, steps=steps, seed=seed)
+    x = _distributed.in_shares(see, x_0)
+    result = {
+        "n": n,
+        "sampler": sampler,
+        "steps": steps,
+        "seed": seed,
+        "extractor": extractor,
+        "levels": levels,
+        "bound": how | {"images": len(bound.total)},
+    }
+    if _distributed.place()[0] > 0:
+        return result
+
+    precision, recall = precision_recall(real, x)
+    nearness = nearest_neighbours(
+        *(features(z, "pixels", levels) for z in (x_0, train.x_0))
+    )[0]
+    row = {
+        "bits_per_dimension": float(bound.total.mean()),
+        "standard_error_of_bits_per_dimension": bound.standard_error,
+        "frechet_distance": frechet_distance(x, real),
+        "two_sample_accuracy": two_sample_accuracy(x, real),
+        "precision": precision,
+        "recall": recall,
+        "nearest_ratio_below_1": float((nearness < 1).double().mean()),
+        "nearest_ratio_smallest": float(nearness.min()),
+    }
+    if y is not None:
+        classifier = fit_classifier(x_0.cpu(), y, seed)
+        row["classifier_accuracy"] = classifier_accuracy(classifier, *test)
+    return result | {"measures": {name: round(z, 4) for name, z in row.items()}}
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

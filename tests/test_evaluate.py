@@ -15,8 +15,8 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from ddpm_lite import checkpoint, load
-from ddpm_lite.data import digits, to_uint8
+from ddpm_lite import _distributed, checkpoint, load
+from ddpm_lite.data import Images, digits, to_uint8
 from ddpm_lite.data import load as load_data
 from ddpm_lite.evaluate import (
     Classifier,
@@ -25,6 +25,7 @@ from ddpm_lite.evaluate import (
     fit_classifier,
     frechet_distance,
     in_parts,
+    measure,
     nearest_neighbours,
     precision_recall,
     two_sample_accuracy,
@@ -487,3 +488,15 @@ def test_an_extractor_that_does_not_fit_is_refused(name, size):
         ValueError, match=rf"extractor must be .*, got '{name}', \[1, {size}, {size}\]"
     ):
         features(torch.zeros(10, 1, size, size), name)
+
+
+def test_the_other_processes_do_not_wait_for_what_the_first_does_alone(
+    tiny_model, monkeypatch
+):
+    x_0, y = digits("test")
+    images = Images(x_0[:20], y[:20])
+    options = {"n": 12, "steps": 1, "levels": 17}
+    first = measure(tiny_model, images, images, **options)
+    assert first.pop("measures")["frechet_distance"] > 0
+    monkeypatch.setattr(_distributed, "place", lambda: (1, 1))
+    assert measure(tiny_model, images, images, **options) == first
