@@ -7,7 +7,7 @@ SETUP := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
 
 .DELETE_ON_ERROR:
-.PHONY: all setup test book notebooks bench weights clean
+.PHONY: all setup test book colab pdf spell notebooks bench weights clean
 
 all: out/samples.png book
 	@echo
@@ -34,6 +34,20 @@ out/samples.png: out/digits/model.safetensors
 book: | $(SETUP)
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . $(BOOK_FLAGS)
 
+# The notebooks as Colab and plain Jupyter show them well, in _build/colab; see CONTRIBUTING.md.
+colab: | $(SETUP)
+	rm -rf _build/colab
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . --builder custom --custom-builder colab
+	rm -rf _build/colab/_*
+
+# The whole book on paper, by Chromium: _build/pdf/ddpm_lite.pdf. Takes minutes.
+pdf: book
+	$(BIN)/python book/print_book.py _build/html _build/pdf/ddpm_lite.pdf
+
+# The spelling of all that people read; `make test` checks it too.
+spell: $(SETUP)
+	$(BIN)/python tests/spelling.py
+
 test: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,9 +65,11 @@ bench: $(SETUP)
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/unet_parts.py
 
-# The model that comes with the package.
+# The models that come with the package; hours.
 weights: $(SETUP)
 	$(BIN)/python benchmarks/bundled_digits.py
+	$(BIN)/python benchmarks/classifier_features.py
+	$(BIN)/python benchmarks/bundled_mnist.py
 
 clean:
 	rm -rf out _build build dist

@@ -225,7 +225,7 @@ def _train(
         "precision": precision,
         "seconds": round(seconds, 1),
         "seconds_are_of_steps": [first, state.step],
-        "losses": [round(float(part.mean()), 5) for part in state.losses.split(100)],
+        "losses": [round(float(part.mean()), 5) for part in state.losses.split(20)],
         "versions": {"ddpm_lite": __version__, "torch": torch.__version__},
     }
     model.save(path)

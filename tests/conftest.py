@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from book import ROOT
 from ddpm_lite import GaussianDiffusion, Model, UNet, linear_schedule
 
 matplotlib.use("Agg")
@@ -77,3 +81,20 @@ def p_value() -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
         return min(1.0, len(p) * min(p))
 
     return test
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the copies (`colab`) and the site (`html`), as `make` builds them, warnings being errors."""
+    folder = tmp_path_factory.mktemp("book")
+    jupyter_book = [Path(sys.executable).with_name("jupyter-book"), "build", "book"]
+    options = ["--config", "_config.yml", "--path-output", folder, "-W", "--keep-going"]
+    for builder in (["--builder", "custom", "--custom-builder", "colab"], []):
+        run = subprocess.run(
+            [*jupyter_book, *options, *builder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+    return folder / "_build"

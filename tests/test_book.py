@@ -102,7 +102,7 @@ def test_links_between_pages_have_a_target(path: Path) -> None:
     for target in re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", prose(path)):
         assert target in names, target
     for target in re.findall(
-        r"(?<!!)\[[^\]]+\]\((?!https?://|#)([^)\s]+)\)", prose(path)
+        r"(?<!!)\[[^\]]+\]\((?!https?://|#)([^)#\s]+)[^)\s]*\)", prose(path)
     ):
         assert target in names or (BOOK / target).exists(), target
 

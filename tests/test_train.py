@@ -109,7 +109,7 @@ def test_the_average_is_one_network_in_evaluation_mode_without_gradients(diffusi
 
 @pytest.fixture
 def optimizer_calls():
-    """What reaches the optimizer in each step: the learning rate and the norm of the gradient."""
+    """What reaches the optimiser in each step: the learning rate and the norm of the gradient."""
     calls = []
 
     def record(optimizer, args, kwargs):

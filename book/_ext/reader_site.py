@@ -1,0 +1,128 @@
+"""What a reader of the site gets beyond what its theme offers.
+
+- The landing page knows the numbers of the book, ``{{ equations }}`` and so on, and each page the version.
+- Images are loaded when they come into view. Their sizes stand in the page, so that the text does not jump.
+- Solutions are folded.
+- ``site.js`` shows an equation where it is referred to. It finds the equations in ``equations.js``, written
+  here, because a page that is opened from a disk cannot read other pages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from colab_copies import colab_url
+from docutils import nodes
+from PIL import Image
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx_exercise.nodes import solution_node
+
+from ddpm_lite import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BOOK = Path(__file__).parent.parent
+DATA = "equations.js"
+FIRST_TO_RUN = "04_forward_process"  # needs only probability, and shows digits
+
+
+def numbers(book: Path = BOOK) -> dict[str, int]:
+    """What the landing page counts, each from the files themselves."""
+    ledger = tomllib.loads((book / "equations.toml").read_text(encoding="utf-8"))
+    cells = {
+        path.stem: nbformat.read(path, as_version=4).cells
+        for path in book.glob("*.ipynb")
+    }
+    errata = "\n".join(cell.source for cell in cells["errata"])
+    return {
+        "equations": len(ledger),
+        "checked": sum(entry["kind"] != "definition" for entry in ledger.values()),
+        "notebooks": len(cells),
+        "errata": len(re.findall(r"^\(err-[a-z0-9-]+\)=$", errata, re.MULTILINE)),
+    }
+
+
+def fill_in(app: Sphinx, config: Config) -> None:
+    """Give the pages the numbers and the button, and the footer the version."""
+    button = f"[Run in Colab]({colab_url(config, FIRST_TO_RUN)})"
+    config.myst_substitutions = {**numbers(), "run_in_colab": button}
+    options = config.html_theme_options
+    options["extra_footer"] = options["extra_footer"].replace(
+        "VERSION", __version__
+    )
+
+
+def mend(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Let images say their size and load late; drop what assistive technology stumbles over, and unused scripts."""
+    sources = {name: source for source, name in app.builder.images.items()}
+
+    def with_size(match: re.Match[str]) -> str:
+        width, height = Image.open(app.srcdir / sources[match["name"]]).size
+        return (
+            f'<img loading="lazy" width="{width}" height="{height}" {match["rest"]}'
+        )
+
+    body = re.sub(
+        r'<img (?P<rest>[^>]*src="_images/(?P<name>[^"]+\.png)")',
+        with_size,
+        context.get("body", ""),
+    )
+    # A label that hides the visible text; a role that has been withdrawn.
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = body
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script.filename} {script.attributes}"
+    ]
+
+
+def fold_solutions(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Show a solution when the reader asks for it."""
+    if app.builder.format == "html":
+        for node in doctree.findall(solution_node):
+            node["classes"].append("dropdown")
+
+
+def equations(app: Sphinx) -> dict[str, dict[str, str]]:
+    """The TeX of each labelled equation, by page and anchor."""
+    found: dict[str, dict[str, str]] = {}
+    for page in sorted(app.env.found_docs):
+        for node in app.env.get_doctree(page).findall(nodes.math_block):
+            if node.get("label"):
+                here = found.setdefault(app.builder.get_target_uri(page), {})
+                tex = node.astext().strip()
+                if r"\\" in tex:  # as Sphinx does where the equation stands
+                    tex = f"\\begin{{split}}{tex}\\end{{split}}"
+                here[node["ids"][0]] = tex
+    return found
+
+
+def write_equations(app: Sphinx, error: Exception | None) -> None:
+    """Write the equations beside the script that shows them."""
+    if error is None and app.builder.format == "html":
+        text = json.dumps(equations(app), ensure_ascii=False, indent=0)
+        Path(app.outdir, "_static", DATA).write_text(
+            f"window.equations = {text};\n", encoding="utf-8"
+        )
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("config-inited", fill_in)
+    app.connect("doctree-resolved", fold_solutions)
+    app.connect("html-page-context", mend)
+    app.connect("build-finished", write_equations)
+    app.add_js_file(DATA, loading_method="defer")
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
