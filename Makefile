@@ -64,6 +64,8 @@ bench: $(SETUP)
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/clipping.py
 	$(BIN)/python benchmarks/unet_parts.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check denoising-diffusion-pytorch
+	$(BIN)/python benchmarks/throughput.py
 
 # The models that come with the package; hours.
 weights: $(SETUP)

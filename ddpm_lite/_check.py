@@ -88,8 +88,11 @@ def times(name: str, t: object, x: Tensor, low: int, high: int | None = None) ->
         raise ValueError(
             f"{name} is on {t.device}, but the data is on {x.device}; move one of them"
         )
-    if t.numel() and (int(t.min()) < low or (high is not None and int(t.max()) > high)):
-        accepted = f"at least {low}" if high is None else f"between {low} and {high}"
+    accepted = f"at least {low}" if high is None else f"between {low} and {high}"
+    fits = (t >= low).all() if high is None else ((t >= low) & (t <= high)).all()
+    if t.device.type != "cpu":  # to look there would be to wait; the device will stop
+        torch._assert_async(fits, f"{name} must be {accepted}")
+    elif not fits:
         raise ValueError(
             f"{name} must be {accepted}, got {int(t.min())} to {int(t.max())}"
         )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ddpm_lite import UNet
 from ddpm_lite.interop import unet_from_diffusers, unet_to_diffusers
-from ddpm_lite.models.unet import sinusoidal_embedding
+from ddpm_lite.models.unet import GroupNorm, sinusoidal_embedding
 
 CIFAR = {
     "in_channels": 3,
@@ -189,6 +189,61 @@ def test_dropout_acts_in_training_only(randomised):
     with torch.no_grad():
         assert not torch.equal(unet.train()(x, t), unet(x, t))
         assert torch.equal(unet.eval()(x, t), unet(x, t))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_convolutions_see_the_channels_of_a_pixel_side_by_side(randomised, precision):
+    """The layout that they are fast in, on a CPU; any layer in between may lose it, forwards or backwards."""
+    unet = randomised(UNet(**SMALL | {"attention_levels": (0, 1)}))
+    seen = {}
+
+    def look(name):
+        def hook(_, inputs, output):
+            seen[f"input of {name}"] = inputs[0]
+            output.register_hook(lambda g: seen.update({f"gradient of {name}": g}))
+
+        return hook
+
+    for name, layer in unet.named_modules():
+        if name.endswith(("conv_1", "conv_2")):
+            layer.register_forward_hook(look(name))
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        loss = unet(torch.randn(2, 1, 8, 8), torch.tensor([1, 9])).square().mean()
+    loss.backward()
+    normalised = [n for n in seen if "input" in n or "conv_1" in n]
+    assert len(normalised) == 3 * 11
+    assert [
+        n
+        for n in normalised
+        if not seen[n].is_contiguous(memory_format=torch.channels_last)
+    ] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_group_norm_counts_in_the_precision_of_its_weights(dtype):
+    """Half-precision input with a mean of 20 deviations is normalised as if it had come in float32."""
+    norm, generator = GroupNorm(2, 8), torch.Generator().manual_seed(0)
+    if dtype == torch.float64:
+        norm.double()
+    x = (20 + torch.randn(2, 8, 16, 16, generator=generator)).to(dtype)
+    groups = x.double().view(2, 2, -1)
+    expected = (groups - groups.mean(2, keepdim=True)) / groups.std(
+        2, correction=0, keepdim=True
+    )
+    result = norm(x).detach()
+    assert result.dtype == dtype
+    error = (result.double().view(2, 2, -1) - expected).abs().max()
+    assert float(error) < {torch.float64: 1e-4}.get(dtype, 2e-2)
+
+
+def test_autocast_changes_the_output_by_its_rounding_only(randomised):
+    unet = randomised(UNet(**GREY)).eval()
+    x, t = torch.randn(4, 1, 28, 28), torch.tensor([1, 100, 500, 1000])
+    with torch.no_grad():
+        exact = unet(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = unet(x, t).float()
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.02
 
 
 def test_config_rebuilds_the_network(randomised):

@@ -53,6 +53,34 @@ class TimeEmbedding(nn.Module):
         )
 
 
+class GroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm``, and fast in bfloat16 too when a pixel's channels lie side by side in memory (channels_last).
+
+    On a CPU convolutions are faster in that layout, but torch's normalisation in bfloat16 is slower than a change of
+    layout, the normalisation there, and the change back.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_contiguous() or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        there, back = torch.contiguous_format, torch.channels_last
+        x = _Layout.apply(x, there, back)
+        return _Layout.apply(super().forward(x), back, there)
+
+
+class _Layout(torch.autograd.Function):
+    """The same tensor in another layout; its gradient comes back in the old one."""
+
+    @staticmethod
+    def forward(ctx, x, new, old):
+        ctx.old = old
+        return x.contiguous(memory_format=new)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.contiguous(memory_format=ctx.old), None, None
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions, with the time added between them, and a way around both."""
 
@@ -65,10 +93,10 @@ class ResidualBlock(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.norm_1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.norm_1 = GroupNorm(groups, in_channels, eps=1e-6)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_channels, out_channels)
-        self.norm_2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.norm_2 = GroupNorm(groups, out_channels, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = (
@@ -90,7 +118,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, groups: int, head_channels: int | None) -> None:
         super().__init__()
         self.heads = channels // (head_channels or channels)
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
@@ -257,7 +285,7 @@ class UNet(nn.Module):
             if level != 0:
                 self.up.append(Upsample(c))
 
-        self.norm_out = nn.GroupNorm(groups, c, eps=1e-6)
+        self.norm_out = GroupNorm(groups, c, eps=1e-6)
         self.conv_out = zero_init(nn.Conv2d(c, in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -280,6 +308,8 @@ class UNet(nn.Module):
             time = time + self.class_embedding(y.clamp(min=0)) * (y >= 0)[:, None]
 
         h = self.conv_in(x_t)
+        if h.device.type == "cpu":  # faster convolutions, see GroupNorm
+            h = h.contiguous(memory_format=torch.channels_last)
         skips = [h]
         for layer in self.down:
             h = layer(h, time) if isinstance(layer, Stage) else layer(h)
