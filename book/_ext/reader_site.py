@@ -78,9 +78,10 @@ def mend(
         with_size,
         context.get("body", ""),
     )
-    # A label that hides the visible text; a role that has been withdrawn.
+    # A label that hides the visible text; a role that has been withdrawn; the corner of a table, which heads nothing.
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    body = body.replace('<th class="head"><p></p></th>', "<td></td>")
     context["body"] = body
     context["script_files"] = [
         script

@@ -13,6 +13,16 @@ document.addEventListener("DOMContentLoaded", () => {
   sidebar?.setAttribute("aria-label", "Book");
   document.querySelector(".search-button-field")?.removeAttribute("aria-label");
 
+  // A table that is wider than its place can be scrolled with the keyboard, as the theme does it for code.
+  const reachable = new ResizeObserver((entries) => {
+    for (const { target: table } of entries) {
+      const place = table.parentElement;
+      if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }
+  });
+  document.querySelectorAll(".pst-scrollable-table-container > table").forEach((table) => reachable.observe(table));
+
   // An equation is shown where it is referred to, when the pointer rests on the link or the keyboard reaches it. The
   // popover is the one that the theme brings along; without it, or without MathJax, the link is a link.
   if (!window.bootstrap?.Popover || !window.equations) return;
