@@ -257,7 +257,7 @@ def _sample(
     Example: ddpm-lite sample runs/digits -n 100 --sampler ancestral --steps 1000 --out digits.png
 
     Args:
-        model: a folder that "train" wrote, a .safetensors file, or the bundled "digits"
+        model: a folder that "train" wrote, a .safetensors file, or the bundled "digits" or "mnist"
         n: number of images
         sampler: ddim: no noise is added, good in few steps. dpm++: the same path in fewer. ancestral: algorithm 2 of
             DDPM, wants many steps
