@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urldefrag
@@ -500,8 +500,8 @@ sys.addaudithook(no_network)
 
 
 @pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a kernel that has the wheel of the package and what Colab has, and nothing else."""
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Jupyter finds the kernel "reader": it has the wheel of the package and what Colab has, and nothing else."""
     folder = tmp_path_factory.mktemp("reader")
     source = folder / "source"
     source.mkdir()
@@ -539,22 +539,22 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             }
         )
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
-        for variable in ("PYTHONPATH", "DDPM_LITE_DATA"):
-            patch.delenv(variable, raising=False)
-        yield "reader"
+    return folder / "jupyter"
 
 
-def run(notebook: NotebookNode, kernel: str, folder: Path) -> NotebookNode:
+def run(notebook: NotebookNode, kernel: Path, folder: Path) -> NotebookNode:
     """Run a notebook in a folder."""
     client = NotebookClient(
         notebook,
-        kernel_name=kernel,
+        kernel_name="reader",
         timeout=600,
         resources={"metadata": {"path": str(folder)}},
     )
-    return client.execute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(kernel))
+        for variable in ("PYTHONPATH", "DDPM_LITE_DATA"):
+            patch.delenv(variable, raising=False)
+        return client.execute()
 
 
 PROBE = """
@@ -567,7 +567,7 @@ print(json.dumps([ddpm_lite.__file__, ddpm_lite.__version__, sys.path, absent]))
 
 @pytest.mark.long
 def test_the_reader_has_the_wheel_and_nothing_of_the_repository(
-    kernel: str, tmp_path: Path
+    kernel: Path, tmp_path: Path
 ) -> None:
     # The kernel of the tests has all of these; so the list of what is absent means something.
     names = ["diffusers", "hypothesis", "nbval", "nbformat", "pytest", "sphinx"]
@@ -586,7 +586,7 @@ def test_the_reader_has_the_wheel_and_nothing_of_the_repository(
     ["import diffusers", "import socket; socket.getaddrinfo('example.org', 80)"],
 )
 def test_what_a_reader_lacks_is_an_error(
-    kernel: str, tmp_path: Path, source: str
+    kernel: Path, tmp_path: Path, source: str
 ) -> None:
     cell = nbformat.v4.new_code_cell(source)
     with pytest.raises(Exception, match=r"No module named|wants to connect"):
@@ -596,7 +596,7 @@ def test_what_a_reader_lacks_is_an_error(
 @pytest.mark.long
 @each_copy
 def test_the_copy_runs_in_an_empty_folder(
-    copies: dict[str, NotebookNode], kernel: str, tmp_path: Path, name: str
+    copies: dict[str, NotebookNode], kernel: Path, tmp_path: Path, name: str
 ) -> None:
     notebook = nbformat.from_dict(copies[name])
     for cell in notebook.cells:
