@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from PIL import Image
 from sphinx.application import Sphinx
 
@@ -202,6 +203,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sphinx, Path]:
     (folder / "index.md").write_text(
         "# One\n\n{{ equations }} equations, {{ run_in_colab }}\n\n"
         "$$ a = b $$ (eq-short)\n\n$$ a &= b \\\\ c &= d $$ (eq-long)\n\n"
+        "Take $x$, ($y$) and $z$ or **$w$.**\n\n"
         "![a dot](dot.png)\n\n```{toctree}\ntwo\n```\n",
         encoding="utf-8",
     )
@@ -264,6 +266,16 @@ def test_solutions_are_folded(site: tuple[Sphinx, Path]) -> None:
     assert re.search(
         r'class="[^"]*\bsolution\b[^"]*\bdropdown\b[^"]*"', html(site, "two")
     )
+
+
+def test_formula_stays_with_its_comma_and_its_brackets(
+    site: tuple[Sphinx, Path],
+) -> None:
+    page = BeautifulSoup(html(site, "index"), "html.parser")
+    groups = page.select(".unbroken")
+    assert [it.text for it in groups] == [r"\(x\),", r"(\(y\))", r"\(w\)."]
+    line = groups[0].find_parent("p").text
+    assert line == r"Take \(x\), (\(y\)) and \(z\) or \(w\)."
 
 
 def test_equations_are_written_for_the_previews(site: tuple[Sphinx, Path]) -> None:

@@ -46,7 +46,7 @@ _CHAPTERS_NAMED = re.compile(r"\b[Cc]hapters? \d+(?:(?:, | and | to )\d+)*")
 _PAPER_NAMED = re.compile(
     r"([A-Z][\w-]+)(?: et al\.| & [A-Z][\w-]+|, [A-Z]\w+ & [A-Z]\w+) (?:(\d{4})|\((\d{4})\))"
 )
-_MARKUP = re.compile(r"(``.*?``|\\.)|[*|]")
+_MARKUP = re.compile(r"(``.*?``|\\.|\*\*\w+\*\* --)|[*|]")
 
 logger = logging.getLogger(__name__)
 

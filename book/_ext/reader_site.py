@@ -2,7 +2,7 @@
 
 - The landing page knows the numbers of the book, ``{{ equations }}`` and so on, and each page the version.
 - Images are loaded when they come into view. Their sizes stand in the page, so that the text does not jump.
-- Solutions are folded.
+- Solutions are folded. No line begins with the comma that follows a formula.
 - ``site.js`` shows an equation where it is referred to. It finds the equations in ``equations.js``, written
   here, because a page that is opened from a disk cannot read other pages.
 """
@@ -97,6 +97,25 @@ def fold_solutions(app: Sphinx, doctree: nodes.document, page: str) -> None:
             node["classes"].append("dropdown")
 
 
+def keep_together(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Keep a formula with the comma after it and the bracket before it, from which a browser would part it."""
+    if app.builder.format != "html":
+        return
+    for formula in list(doctree.findall(nodes.math)):
+        line = formula.parent
+        place = line.index(formula)
+        before, after = "", ""
+        if place + 1 < len(line) and isinstance(line[place + 1], nodes.Text):
+            after = re.match(r"[^\w\s(\[–—]*", line[place + 1])[0]
+            line[place + 1] = nodes.Text(line[place + 1][len(after) :])
+        if place > 0 and isinstance(line[place - 1], nodes.Text):
+            before = re.search(r"[(\[“‘]*\Z", line[place - 1])[0]
+            line[place - 1] = nodes.Text(line[place - 1].removesuffix(before))
+        if before or after:
+            parts = [nodes.Text(before), formula.deepcopy(), nodes.Text(after)]
+            line[place] = nodes.inline("", "", *parts, classes=["unbroken"])
+
+
 def equations(app: Sphinx) -> dict[str, dict[str, str]]:
     """The TeX of each labelled equation, by page and anchor."""
     found: dict[str, dict[str, str]] = {}
@@ -123,6 +142,7 @@ def write_equations(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", fill_in)
     app.connect("doctree-resolved", fold_solutions)
+    app.connect("doctree-resolved", keep_together)
     app.connect("html-page-context", mend)
     app.connect("build-finished", write_equations)
     app.add_js_file(DATA, loading_method="defer")
