@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_lite import __version__, _check, checkpoint, gaussian
+from ddpm_lite import __version__, _check, _distributed, checkpoint, gaussian
 from ddpm_lite.data import check_images, from_uint8
 from ddpm_lite.model import Model
 from ddpm_lite.models.unet import UNet
@@ -214,8 +214,8 @@ def train(
         raise ValueError(
             f"y must be {len(x_0)} integer labels, got {y.dtype} of shape {tuple(y.shape)}"
         )
-    grouped = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    rank, world = _distributed.place()
+    grouped = world > 1
     if batch_size % world:
         raise ValueError(
             f"batch_size must be a multiple of the {world} processes, got {batch_size}"
