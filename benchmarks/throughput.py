@@ -298,6 +298,10 @@ def main() -> None:
     fastest = fastest_precision(DEVICE)
     precisions = list(dict.fromkeys(("float32", fastest)))
     everyone = [(side, precision) for precision in precisions for side in SIDES]
+    # First, for on Linux a new process starts with the peak of the one that starts it.
+    in_use = {
+        key: int(in_its_own_process(__file__, "--memory", *key)) for key in everyone
+    }
     contenders = {key: build(*key) for key in everyone}
     peaks: dict[str, list[float]] = {precision: [] for precision in precisions}
     training: dict[tuple[str, str], list[float]] = {key: [] for key in everyone}
@@ -318,9 +322,6 @@ def main() -> None:
             in_its_own_process("-c", code)
             imports[name].append(time.perf_counter() - begin)
         print(f"round {i + 1} of {options.rounds}", flush=True)
-    in_use = {
-        key: int(in_its_own_process(__file__, "--memory", *key)) for key in everyone
-    }
 
     limit = {p: max(values) for p, values in peaks.items()}
     trained, sampled = (
@@ -328,6 +329,7 @@ def main() -> None:
         for rates in (training, sampling)
     )
     result = {
+        "command": f"python benchmarks/throughput.py --rounds {options.rounds}",
         "ratios": {
             "training": ratios(trained, fastest),
             "sampling": ratios(sampled, "float32"),
