@@ -25,7 +25,7 @@ from ddpm_lite.model import Model
 from ddpm_lite.train import PRECISIONS, fastest_precision
 
 COMMAND = ["train", "--data", "mnist", "--seed", "0"]
-SAMPLES, STEPS, SEED = 30_000, 20, 1
+SAMPLES, STEPS, SEED = 60_000, 20, 1
 WEIGHTS = Path(ddpm_lite.__file__).parent / "weights"
 PRECISION = fastest_precision("cpu")
 

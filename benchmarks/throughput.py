@@ -9,7 +9,7 @@ denoising-diffusion-pytorch (Unet, GaussianDiffusion, Adam, EMA). Our network an
 architecture and the same weights, the third has the same widths on a CPU and, on a GPU, the width that comes nearest in
 parameters. The batch is the same, and the data are random bytes in memory. diffusers' example and the Trainer train in
 float32 unless told otherwise, ``ddpm-lite train`` in the fastest precision of the hardware: all run in both. (All
-sample in float32 unless told otherwise.)
+sample in float32 unless told otherwise.) In that precision our network takes part once more, compiled by torch.
 
 All sides live in one process and take turns, round after round; a rate is the median of the rounds, with the lowest
 and the highest beside it. GPU times come from device events. Sampling is DDIM, of one batch, with equal steps. Peak
@@ -66,6 +66,7 @@ THEIR_WIDTH = 144 if ON_GPU else 32
 STEPS = 20 if ON_GPU else 2  # of training, in a round
 SAMPLING_STEPS = 50 if ON_GPU else 10
 SIDES = ("ddpm_lite", "diffusers", "denoising-diffusion-pytorch")
+COMPILED = "ddpm_lite, compiled"
 IMPORTS = {
     "torch": "import torch",
     "ddpm_lite": "import ddpm_lite, ddpm_lite.train",
@@ -198,7 +199,7 @@ def build(side: str, precision: str) -> Contender:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (1024, *RECIPE.shape), dtype=torch.uint8)
     make = dict(zip(SIDES, (ours, their_example, their_trainer), strict=True))
-    return make[side](pixels, precision)
+    return make.get(side, ours)(pixels, precision)
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
@@ -302,15 +303,16 @@ def main() -> None:
     in_use = {
         key: int(in_its_own_process(__file__, "--memory", *key)) for key in everyone
     }
-    contenders = {key: build(*key) for key in everyone}
+    compiled = (COMPILED, fastest)
+    contenders = {key: build(*key) for key in [*everyone, compiled]}
     peaks: dict[str, list[float]] = {precision: [] for precision in precisions}
-    training: dict[tuple[str, str], list[float]] = {key: [] for key in everyone}
-    sampling: dict[tuple[str, str], list[float]] = {key: [] for key in everyone}
+    training: dict[tuple[str, str], list[float]] = {key: [] for key in contenders}
+    sampling: dict[tuple[str, str], list[float]] = {key: [] for key in contenders}
     imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
     flops = {key: operations(contenders[key].step) for key in everyone}
-    for contender in contenders.values():  # warm up
-        contender.step()
-        contender.sample()
+    contenders[compiled].network.compile()
+    for contender in contenders.values():  # the compiled one is the last
+        warming = seconds(contender.step) + seconds(contender.sample)
     for i in range(options.rounds):
         for precision in precisions:
             peaks[precision].append(peak(precision))
@@ -369,6 +371,12 @@ def main() -> None:
             }
             for side, precision in everyone
         ],
+        "compiled": {
+            "precision": fastest,
+            "seconds_of_compilation": rounded(warming),
+            "training_images_per_second": spread(training[compiled]),
+            "sampled_images_per_second": spread(sampling[compiled]),
+        },
         "import_seconds": {name: spread(values) for name, values in imports.items()},
         "environment": environment()
         | {

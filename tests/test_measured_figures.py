@@ -78,8 +78,8 @@ def test_mnist_model() -> None:
     assert [float(figure.replace(",", "")) for figure in quoted] == [
         quality["n"],
         quality["steps"],
-        round(100 * quality["measures"]["classifier_accuracy"], 1),
-        round(100 * reference["classifier_accuracy"], 1),
+        round(100 * quality["measures"]["classifier_accuracy"], 2),
+        round(100 * reference["classifier_accuracy"], 2),
     ]
 
 
