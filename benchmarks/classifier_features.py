@@ -15,16 +15,10 @@ from measure import environment, write_json
 
 import ddpm_lite
 from ddpm_lite import checkpoint, data
-from ddpm_lite.evaluate import Classifier, fit_classifier, in_parts
+from ddpm_lite.evaluate import Classifier, classifier_accuracy, fit_classifier
 
 SEED = 0
 WEIGHTS = Path(ddpm_lite.__file__).parent / "weights"
-
-
-def accuracy(network: Classifier, images: data.Images) -> float:
-    """The share of images that are given their label."""
-    right = in_parts(network, images.x_0).argmax(1) == images.y
-    return round(float(right.double().mean()), 4)
 
 
 def run() -> None:
@@ -46,8 +40,8 @@ def run() -> None:
         "seed": SEED,
         "cpu_seconds": round(seconds, 1),
         "accuracy": {
-            "mnist_test_split": accuracy(network, test),
-            "mnist_training_split": accuracy(network, train),
+            "mnist_test_split": round(classifier_accuracy(network, *test), 4),
+            "mnist_training_split": round(classifier_accuracy(network, *train), 4),
         },
         "versions": {"ddpm_lite": ddpm_lite.__version__},
         "machine": environment(),

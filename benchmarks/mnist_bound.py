@@ -253,26 +253,21 @@ def measured(
     eps_model, diffusion: GaussianDiffusion, x_0: Tensor, evaluations: int, **options
 ) -> dict[str, object]:
     """Bits per dimension of some images, with the standard error, and how they add up."""
-    parts, generator = [], torch.Generator().manual_seed(0)
-    for batch in x_0.split(250):
-        parts.append(
-            variational_bound(
-                eps_model,
-                diffusion,
-                batch,
-                evaluations,
-                clip=1.0,
-                generator=generator,
-                **options,
-            )
-        )
-        print(".", end="", flush=True)
-    total = torch.cat([part.total for part in parts])
+    bound = variational_bound(
+        eps_model,
+        diffusion,
+        x_0,
+        evaluations,
+        clip=1.0,
+        batch_size=250,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
     return {
-        "bits_per_dimension": round(float(total.mean()), 4),
-        "standard_error": round(float(total.std() / len(total) ** 0.5), 4),
-        "L_0": round(float(torch.cat([part.L_0 for part in parts]).mean()), 4),
-        "L_T": round(float(torch.cat([part.L_T for part in parts]).mean()), 6),
+        "bits_per_dimension": round(float(bound.total.mean()), 4),
+        "standard_error": round(bound.standard_error, 4),
+        "L_0": round(float(bound.L_0.mean()), 4),
+        "L_T": round(float(bound.L_T.mean()), 6),
         "images": len(x_0),
         "times_for_each_image": evaluations,
         **options,

@@ -15,22 +15,18 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
             f"{name} must be an int, got {value!r} of type {type(value).__name__}"
         )
     if value < low or (high is not None and value > high):
-        accepted = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {accepted}, got {value}")
+        raise ValueError(f"{name} must be {_range(low, high)}, got {value}")
     return int(value)
 
 
-def number(name: str, value: object, low: float, high: float = float("inf")) -> float:
+def number(name: str, value: object, low: float, high: float | None = None) -> float:
     """Return ``value`` as a float if it is a number in [low, high]; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"{name} must be a number, got {value!r} of type {type(value).__name__}"
         )
-    if not low <= value <= high:
-        accepted = (
-            f"between {low} and {high}" if high < float("inf") else f"at least {low}"
-        )
-        raise ValueError(f"{name} must be {accepted}, got {value}")
+    if not low <= value or (high is not None and value > high):
+        raise ValueError(f"{name} must be {_range(low, high)}, got {value}")
     return float(value)
 
 
@@ -65,15 +61,11 @@ def like(name: str, x: object, other_name: str, other: Tensor) -> Tensor:
 def times(name: str, t: object, x: Tensor, low: int, high: int | None = None) -> Tensor:
     """Return the time steps ``t`` as int64 of shape (B,), B the batch size of ``x``, each in [low, high].
 
-    An int stands for the same step in the whole batch.
+    An int stands for the same step in the whole batch. The range of a tensor is looked at as ``every`` does it.
     """
     if isinstance(t, Integral) and not isinstance(t, bool):
-        return torch.full(
-            (x.shape[0],),
-            integer(name, t, low, high),
-            dtype=torch.int64,
-            device=x.device,
-        )
+        step = integer(name, t, low, high)
+        return torch.full(x.shape[:1], step, dtype=torch.int64, device=x.device)
     if not isinstance(t, Tensor):
         raise TypeError(
             f"{name} must be an int or an integer tensor, got {t!r} of type {type(t).__name__}"
@@ -88,12 +80,22 @@ def times(name: str, t: object, x: Tensor, low: int, high: int | None = None) ->
         raise ValueError(
             f"{name} is on {t.device}, but the data is on {x.device}; move one of them"
         )
-    accepted = f"at least {low}" if high is None else f"between {low} and {high}"
-    fits = (t >= low).all() if high is None else ((t >= low) & (t <= high)).all()
-    if t.device.type != "cpu":  # to look there would be to wait; the device will stop
-        torch._assert_async(fits, f"{name} must be {accepted}")
-    elif not fits:
-        raise ValueError(
-            f"{name} must be {accepted}, got {int(t.min())} to {int(t.max())}"
-        )
+    fits = t >= low if high is None else (t >= low) & (t <= high)
+    every(fits, f"{name} must be {_range(low, high)}", t)
     return t.to(torch.int64)
+
+
+def every(fits: Tensor, message: str, value: Tensor) -> None:
+    """Raise ValueError with the message and the range of ``value``, unless all of ``fits`` is true.
+
+    On CUDA to look would be to wait: there the device stops, with the message, when it comes to it. On the device
+    "meta" there is nothing to look at.
+    """
+    if fits.device.type in ("cuda", "meta"):
+        torch._assert_async(fits.all(), message)
+    elif not fits.all():
+        raise ValueError(f"{message}, got {int(value.min())} to {int(value.max())}")
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"at least {low}" if high is None else f"between {low} and {high}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 def begin() -> tuple[int, torch.device]:
     """Join the processes that torchrun started, if it did: the number of this one, from 0, and its device."""
     cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
     if "LOCAL_RANK" not in os.environ:
-        return 0, torch.device("cuda" if cuda else "cpu")
+        return 0, device
+    if cuda:  # whoever says no more than "cuda" means this one from now on
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         store, rank, world = next(dist.rendezvous("env://"))
         # A restarted job must not read what the lost one has left in the store.
@@ -24,8 +29,7 @@ def begin() -> tuple[int, torch.device]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         atexit.register(dist.destroy_process_group)
-    local = int(os.environ["LOCAL_RANK"])
-    return dist.get_rank(), torch.device("cuda", local) if cuda else torch.device("cpu")
+    return dist.get_rank(), device
 
 
 def place() -> tuple[int, int]:
@@ -41,6 +45,17 @@ def agreed(number: int) -> int:
     if place()[1] > 1:
         dist.broadcast(box, src=0)
     return int(box)
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through the block before the others enter it: what it downloads is there for them."""
+    rank, _ = place()
+    if rank > 0:
+        agreed(rank)
+    yield
+    if rank == 0:
+        agreed(rank)
 
 
 def in_shares(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:

@@ -49,13 +49,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # Windows does not sync what is only read
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(
-            0o666 & ~umask
-        )  # mkstemp makes files that only the owner can read
+        temporary.chmod(0o666 & ~umask)  # mkstemp lets only the owner read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -95,7 +93,8 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies, because Windows does not delete a file of which a tensor is a part.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file: {error}"

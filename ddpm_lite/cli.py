@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from ddpm_lite import __version__, _check, _distributed, evaluate, plot
+from ddpm_lite import data as data_sets
 from ddpm_lite.checkpoint import atomic
-from ddpm_lite.data import folder as read_folder
-from ddpm_lite.data import from_uint8
-from ddpm_lite.data import load as load_data
 from ddpm_lite.model import load
 from ddpm_lite.sampler import SAMPLERS
 from ddpm_lite.train import (
@@ -42,7 +39,7 @@ from ddpm_lite.train import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, 0 or 1; a wrong call exits with 2 at once."""
+    """Run the command line and return its exit status: 0, 1 for an error, 130 for Ctrl-C; a wrong call exits with 2."""
     parser = argparse.ArgumentParser(
         prog="ddpm-lite",
         description="Train a small denoising diffusion model and draw samples from it.",
@@ -64,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ddpm-lite: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not dist.is_initialized():
+        rank, world = _distributed.place()
+        if world == 1:
             raise
-        print(f"ddpm-lite: process {dist.get_rank()} ends: {error}", file=sys.stderr)
+        print(f"ddpm-lite: process {rank} ends: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -131,6 +129,7 @@ def _train(
     resume: bool = False,
     stop_after: int | None = None,
     precision: str | None = None,
+    compile: bool = False,
 ) -> None:
     """train a model on a data set
 
@@ -151,6 +150,7 @@ def _train(
         resume: go on from the newest checkpoint in OUT, as if the run had never stopped; start anew if there is none
         stop_after: stop after this step, as if by Ctrl-C, leaving the rest for --resume
         precision: of the network's products (default: what is fastest on the device)
+        compile: compile the network first (torch.compile), which takes a minute or more: for long runs on a GPU
     """
     rank, device = _distributed.begin()
     folder = out or Path("runs") / Path(data).name
@@ -162,15 +162,12 @@ def _train(
         raise ValueError(
             f"{folder} holds a run that is not finished; go on with --resume, or give another --out"
         )
-    if data not in RECIPES and Path(data).is_dir():
-        if size is None:
-            raise ValueError("a folder of images needs --size")
-        images = read_folder(data, size, skip_unreadable=skip_unreadable)
-        recipe = recipe_for(images.x_0.shape[1:])
-    else:
-        images, recipe = load_data(data), RECIPES[data]
+    images = _images(data, "train", size, skip_unreadable)
+    recipe = RECIPES.get(data) or recipe_for(images.x_0.shape[1:])
     model = new_model(recipe, seed)
     model.unet.to(device)
+    if compile:
+        model.unet.compile()
     steps = recipe.steps if steps is None else steps
     batch_size = min(recipe.options["batch_size"], len(images.x_0))
     precision = precision or fastest_precision(device)
@@ -198,7 +195,7 @@ def _train(
             for state in run:
                 first = first or state.step
                 progress.update(state.step - progress.n)
-                if state.step % 10 == 0:
+                if state.step % 50 == 0:  # train waits for the device then, too
                     loss = float(state.losses[-50:].mean())
                     progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if stop.signal or state.step == stop_after:
@@ -274,7 +271,8 @@ def _sample(
     run = loaded.trajectory(n, y=label, sampler=sampler, steps=steps, seed=seed)
     visited = []
     for state in tqdm(run, total=steps + 1, unit="step", disable=rank > 0):
-        visited.append((state.t, state.x_t[:6].cpu()))
+        if emergence:
+            visited.append((state.t, state.x_t[:6].clone()))
     if rank > 0:
         return
     plot.save(plot.image_grid(state.x_t, columns=max(1, round(n**0.5))), out)
@@ -315,29 +313,22 @@ def _evaluate(
         out: the result file (default: evaluation.json, in the folder of the model)
     """
     rank, device = _distributed.begin()
-    folder = Path(model) if Path(model).is_dir() else Path()
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
     out = out or folder / "evaluation.json"
     with atomic(out) if rank == 0 else contextlib.nullcontext() as temporary:
         loaded = load(model)  # the file is begun before the work, to fail before it
-        if Path(data).is_dir():
-            images = read_folder(data, loaded.shape[1])
-            training = test = images._replace(x_0=from_uint8(images.x_0))
+        training = _images(data, "train", loaded.shape[1])
+        if training.x_0.dtype == torch.uint8:
+            x_0 = data_sets.from_uint8(training.x_0)
+            training = test = training._replace(x_0=x_0)
         else:
-            training, test = (load_data(data, split) for split in ("train", "test"))
+            test = _images(data, "test")
         one = torch.empty(1, *loaded.shape)
         _check.like(data, training.x_0[:1], model, one)
         _distributed.share_out(loaded.unet.to(device))
-        measured = evaluate.measure(
-            loaded,
-            training,
-            test,
-            n=n,
-            sampler=sampler,
-            steps=steps,
-            seed=seed,
-            extractor=extractor,
-            levels=17 if data == "digits" else 256,
-        )
+        how = {"n": n, "sampler": sampler, "steps": steps, "seed": seed}
+        how |= {"extractor": extractor, "levels": 17 if data == "digits" else 256}
+        measured = evaluate.measure(loaded, training, test, **how)
         if rank > 0:
             return
         result = {
@@ -351,6 +342,18 @@ def _evaluate(
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     table = [f"{key:40}{value:10.3f}" for key, value in measured["measures"].items()]
     print(*table, f"wrote {out}", sep="\n")
+
+
+def _images(
+    data: str, split: str, size: int | None = None, skip_unreadable: bool = False
+) -> data_sets.Images:
+    """A data set by name, downloaded by the first process alone, or the images of a folder, as uint8."""
+    with _distributed.first_alone():
+        if data in data_sets.DATA_SETS or not Path(data).is_dir():
+            return data_sets.load(data, split)
+    if size is None:
+        raise ValueError("a folder of images needs --size")
+    return data_sets.folder(data, size, skip_unreadable=skip_unreadable)
 
 
 if __name__ == "__main__":

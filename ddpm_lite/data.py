@@ -98,9 +98,8 @@ def digits(split: str = "train") -> Images:
     )
     chosen = train if split == "train" else test
     images = torch.from_numpy(data.images[chosen].astype(np.uint8))[:, None]
-    return Images(
-        from_uint8(images, levels=17), torch.from_numpy(data.target[chosen]).long()
-    )
+    y = torch.from_numpy(data.target[chosen]).long()
+    return Images(from_uint8(images, levels=17), y)
 
 
 def downloaded(
@@ -116,18 +115,18 @@ def downloaded(
             variable ``DDPM_LITE_DATA``, or else ``~/.cache/ddpm_lite``. What is missing is downloaded.
 
     Raises:
+        ValueError: for another name or split.
         OSError: if files are missing and cannot be downloaded.
     """
     from torchvision import datasets
 
     _check_split(split)
-    root = Path(
-        root or os.environ.get("DDPM_LITE_DATA") or Path.home() / ".cache" / "ddpm_lite"
-    )
+    if name not in _TORCHVISION:
+        raise ValueError(f"name must be one of {', '.join(_TORCHVISION)}, got {name!r}")
+    kind, train = getattr(datasets, _TORCHVISION[name]), split == "train"
+    root = root or os.environ.get("DDPM_LITE_DATA") or Path.home() / ".cache/ddpm_lite"
     try:
-        data = getattr(datasets, _TORCHVISION[name])(
-            root, train=split == "train", download=True
-        )  # does nothing when all files are there
+        data = kind(root, train, download=True)  # nothing, when all files are there
     except RuntimeError as error:
         raise OSError(
             f"{name} is not complete in {root} and cannot be downloaded: {error}"
@@ -173,14 +172,12 @@ def folder(path: str | Path, size: int, *, skip_unreadable: bool = False) -> Ima
                 raise ValueError(f"cannot read the image {file}: {error}") from error
             warnings.warn(f"left out {file}: {error}", stacklevel=2)
             return None
-        return functional.center_crop(
-            functional.resize(image, size, antialias=True), size
-        )
+        image = functional.resize(image, size, antialias=True)
+        return functional.center_crop(image, size)
 
     with ThreadPoolExecutor() as pool:  # decoding sets the interpreter free
-        found = [
-            (file, image) for file, image in zip(files, pool.map(read, files)) if image
-        ]
+        images = zip(files, pool.map(read, files))
+        found = [(file, image) for file, image in images if image]
     if not found:
         raise ValueError(f"no images ({', '.join(_IMAGE_ENDINGS)}) in {path}")
     mode = "L" if all(image.mode == "L" for _, image in found) else "RGB"
@@ -223,9 +220,8 @@ def points(name: str, n: int, seed: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
     if name == "spiral":
         angle = 3 * np.pi * np.sqrt(rng.random(n))  # even along the curve
-        x = np.stack(
-            [angle * np.cos(angle), angle * np.sin(angle)], axis=1
-        ) + 0.2 * rng.standard_normal((n, 2))
+        x = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1)
+        x += 0.2 * rng.standard_normal((n, 2))
     elif name == "moons":
         x, _ = make_moons(n, noise=0.05, random_state=seed)
     elif name == "circles":

@@ -47,7 +47,9 @@ def measure(
     if extractor is None:
         extractor = "mnist-classifier" if model.shape == (1, 28, 28) else "pixels"
     n = min(len(train.x_0), 10_000) if n is None else n
-    see = partial(features, extractor=extractor, levels=levels)
+    drawn = {"sampler": sampler, "steps": steps, "seed": seed}
+    seen = {"extractor": extractor, "levels": levels}
+    see = partial(features, **seen)
     real = _distributed.in_shares(see, test.x_0)
 
     generator = torch.Generator().manual_seed(_check.integer("seed", seed, 0))
@@ -59,24 +61,16 @@ def measure(
     )
     y = train.y.repeat(1 + n // len(train.y))[:n]
     y = y if model.unet.class_embedding else None
-    x_0 = model.sample(n, y=y, sampler=sampler, steps=steps, seed=seed)
+    x_0 = model.sample(n, y=y, **drawn)
     x = _distributed.in_shares(see, x_0)
-    result = {
-        "n": n,
-        "sampler": sampler,
-        "steps": steps,
-        "seed": seed,
-        "extractor": extractor,
-        "levels": levels,
-        "bound": how | {"images": len(bound.total)},
-    }
+    how["images"] = len(bound.total)
+    result = {"n": n, **drawn, **seen, "bound": how}
     if _distributed.place()[0] > 0:
         return result
 
     precision, recall = precision_recall(real, x)
-    nearness = nearest_neighbours(
-        *(features(z, "pixels", levels) for z in (x_0, train.x_0))
-    )[0]
+    grey = [features(z, "pixels", levels) for z in (x_0, train.x_0)]
+    nearness, _ = nearest_neighbours(*grey)
     row = {
         "bits_per_dimension": float(bound.total.mean()),
         "standard_error_of_bits_per_dimension": bound.standard_error,
@@ -240,10 +234,11 @@ def classifier_accuracy(network: nn.Module, x_0: Tensor, y: Tensor) -> float:
     return float((in_parts(network, x_0).argmax(1) == y).double().mean())
 
 
+@torch.no_grad()
 def in_parts(network: nn.Module, x: Tensor) -> Tensor:
-    """``network(x)``, 256 items at a time on the device of the network; the result is on the CPU."""
+    """``network(x)``, 256 items at a time on the device of the network; the result is on the CPU, without a graph."""
     device = next(network.parameters()).device
-    return torch.cat([network(part.to(device)).detach().cpu() for part in x.split(256)])
+    return torch.cat([network(part.to(device)).cpu() for part in x.split(256)])
 
 
 def features(x_0: Tensor, extractor: str, levels: int = 256) -> Tensor:

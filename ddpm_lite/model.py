@@ -91,7 +91,10 @@ class Model:
         """The labels of all images, and the source of noise."""
         _check.integer("n", n, 1)
         if y is not None:
-            y = _check.times("y", y, torch.empty(n), -1)
+            classes = self.unet.config["num_classes"]
+            y = y.cpu() if isinstance(y, Tensor) else y
+            y = _check.times("y", y, torch.empty(n), -1, classes and classes - 1)
+            y = y.to(next(self.unet.parameters()).device)
         if seed is None:
             return y, None
         return y, torch.Generator().manual_seed(_check.integer("seed", seed, 0))
@@ -133,7 +136,7 @@ class _Labelled(torch.nn.Module):
         self.unet, self.y = unet, y
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.unet(x_t, t, self.y.to(x_t.device))
+        return self.unet(x_t, t, self.y)
 
 
 def load(name: str | Path) -> Model:

@@ -22,7 +22,8 @@ class GaussianDiffusion:
     int for the whole batch. Coefficients are computed in float64 and cast to the data's dtype last.
 
     All methods raise TypeError for data that is not floating point or time steps that are not integers, and
-    ValueError for shapes or devices that disagree and for time steps out of range.
+    ValueError for shapes or devices that disagree and for time steps out of range. (A tensor of times on CUDA is not
+    waited for: if it is out of range, the device stops with the message.)
     """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
@@ -131,13 +132,12 @@ class GaussianDiffusion:
         self, x: Tensor, t: Tensor | int, s: Tensor | int | None
     ) -> tuple[Tensor, Tensor]:
         """The checked time steps s < t."""
-        t = _check.times("t", t, x, 1, self.T)
-        s = t - 1 if s is None else _check.times("s", s, x, 0, self.T)
-        if bool((s >= t).any()):
-            raise ValueError(
-                f"s must be smaller than t, got s = {s.tolist()} and t = {t.tolist()}"
-            )
-        return t, s
+        later = _check.times("t", t, x, 1, self.T)
+        if s is None:
+            return later, later - 1
+        s = _check.times("s", s, x, 0, self.T if isinstance(t, Tensor) else t - 1)
+        _check.every(s < later, "s must be smaller than t", s)
+        return later, s
 
 
 def _as(coefficient: Tensor, x: Tensor) -> Tensor:

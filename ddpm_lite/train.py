@@ -39,17 +39,10 @@ class Recipe(NamedTuple):
     options: dict[str, object]
 
 
-_GREY_28 = Recipe(
-    (1, 28, 28),
-    {
-        "base_channels": 32,
-        "channel_mults": (1, 2, 2),
-        "blocks_per_level": 1,
-        "attention_levels": (2,),
-        "num_classes": 10,
-    },
-    steps=12_000,
-    options={"batch_size": 64},
+_DIGITS_UNET = {"base_channels": 32, "channel_mults": (1, 2), "blocks_per_level": 1}
+_MNIST_UNET = _DIGITS_UNET | {"channel_mults": (1, 2, 2), "attention_levels": (2,)}
+_MNIST = Recipe(
+    (1, 28, 28), _MNIST_UNET | {"num_classes": 10}, 12_000, {"batch_size": 64}
 )
 # Ho et al. (2020, appendix B), but for their 800,000 steps.
 _CIFAR_UNET = {"base_channels": 128, "channel_mults": (1, 2, 2, 2), "groups": 32}
@@ -58,14 +51,9 @@ _CIFAR_OPTIONS = {"batch_size": 128, "learning_rate": 2e-4, "warmup": 5000}
 _CIFAR_OPTIONS |= {"ema_decay": 0.9999, "flip": True}
 
 RECIPES = {
-    "digits": Recipe(
-        (1, 8, 8),
-        {"base_channels": 32, "channel_mults": (1, 2), "blocks_per_level": 1},
-        steps=1100,
-        options={"batch_size": 64},
-    ),
-    "mnist": _GREY_28,
-    "fashion-mnist": _GREY_28,
+    "digits": Recipe((1, 8, 8), _DIGITS_UNET, 1100, {"batch_size": 64}),
+    "mnist": _MNIST,
+    "fashion-mnist": _MNIST,
     "cifar10": Recipe((3, 32, 32), _CIFAR_UNET, 200_000, _CIFAR_OPTIONS),
 }
 
@@ -107,14 +95,9 @@ class TrainState(NamedTuple):
     """How many of these steps were left out because a float16 gradient overflowed."""
 
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_CHECK_EVERY = (
-    50  # steps, on an accelerator: looking at a number there means waiting for it
-)
+PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+# Steps, on an accelerator: to look at a number there means to wait for it.
+_CHECK_EVERY = 50
 _MOST_OVERFLOWS = 20  # float16 steps in a row that may be lost while the scale is found
 
 
@@ -127,11 +110,8 @@ def fastest_precision(device: torch.device | str) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bfloat16" if native else "float16"
-    return (
-        "bfloat16"
-        if device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-        else "float32"
-    )
+    native = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
 
 
 def train(
@@ -214,6 +194,7 @@ def train(
         raise ValueError(
             f"y must be {len(x_0)} integer labels, got {y.dtype} of shape {tuple(y.shape)}"
         )
+    y = None if y is None else y.cpu()
     rank, world = _distributed.place()
     grouped = world > 1
     if batch_size % world:
@@ -242,6 +223,7 @@ def train(
             "precision": precision,
             "seed": seed,
             "data": [list(x_0.shape), _fingerprint(x_0)],
+            "labels": None if y is None else _fingerprint(y),
             "schedule": _fingerprint(diffusion.schedule.beta),
         }
         keeper = _Keeper(Path(folder), plan, model, ema, optimizer, scaler, losses)
@@ -264,19 +246,14 @@ def train(
             )
 
     model.train()
-    for step, items in enumerate(
-        _batches(len(x_0), batch_size, seed, done), start=done + 1
-    ):
-        if step > steps:
-            return
+    batches = _batches(len(x_0), batch_size, seed, done)
+    for step, items in zip(range(done + 1, steps + 1), batches):
         # Every process draws for the whole batch and keeps its share, so that the number of processes is no matter.
         random.manual_seed(_seed(seed, step, 0))
         t = torch.randint(
             1, diffusion.T + 1, (batch_size,), device=device, generator=random
         )[share]
-        batch = x_0[items[share].to(x_0.device)]
-        if batch.device != device:
-            batch = batch.pin_memory().to(device, non_blocking=True)
+        batch = _sent(x_0[_sent(items[share], x_0.device)], device)
         if whole:
             batch = from_uint8(batch)
         eps = gaussian.randn((batch_size, *batch.shape[1:]), batch, random)[share]
@@ -287,8 +264,8 @@ def train(
         if y is not None:
             random_cpu.manual_seed(_seed(seed, step, 1))
             drop = torch.rand(batch_size, generator=random_cpu) < label_dropout
-            labels = y[items.to(y.device)].cpu().masked_fill(drop, -1)[share]
-            eps_model = partial(network, y=labels.to(device, non_blocking=True))
+            labels = y[items].masked_fill(drop, -1)[share]
+            eps_model = partial(network, y=_sent(labels, device))
 
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -315,22 +292,17 @@ def train(
         if last or device.type == "cpu" or step % _CHECK_EVERY == 0:
             stop_if_bad()
 
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
         for group in optimizer.param_groups:
-            rise = min(1.0, step / warmup) if warmup else 1.0
-            group["lr"] = (
-                learning_rate
-                * rise
-                * 0.5
-                * (1 + math.cos(math.pi * (step - 1) / steps))
-            )
+            group["lr"] = learning_rate * rise * fall
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         d = min(ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(ema.parameters()), list(model.parameters()), 1 - d
-            )
+            weights = list(model.parameters())
+            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - d)
         losses[step - 1] = loss
         if last and keeper is not None and rank == 0:
             keeper.write(step, skipped)
@@ -355,20 +327,11 @@ class _Keeper(NamedTuple):
     losses: Tensor
 
     def write(self, step: int, skipped: int) -> None:
-        moments = self.optimizer.state_dict()["state"]
-        tensors = {
-            **{
-                f"model.{name}": value
-                for name, value in self.model.state_dict().items()
-            },
-            **{f"ema.{name}": value for name, value in self.ema.state_dict().items()},
-            **{
-                f"adam.{i}.{name}": value
-                for i, state in moments.items()
-                for name, value in state.items()
-            },
-            "losses": self.losses[:step],
-        }
+        parts = {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            parts[f"adam.{i}"] = moments
+        tensors = {f"{p}.{name}": x for p in parts for name, x in parts[p].items()}
+        tensors["losses"] = self.losses[:step]
         description = {
             "kind": "ddpm_lite.train",
             "version": __version__,
@@ -402,11 +365,8 @@ class _Keeper(NamedTuple):
                 )
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {
-                name[len(prefix) :]: value
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
+            names = [name for name in tensors if name.startswith(prefix)]
+            return {name.removeprefix(prefix): tensors[name] for name in names}
 
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in part("adam.").items():
@@ -442,6 +402,13 @@ def _batches(n: int, batch_size: int, seed: int, done: int) -> Iterator[Tensor]:
 def _seed(seed: int, *key: int) -> int:
     """A seed of its own for each key."""
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device; on the way to a GPU nothing waits for it."""
+    if device.type != "cuda" or x.device == device:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def _fingerprint(x: Tensor) -> int:

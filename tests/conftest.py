@@ -47,12 +47,25 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
 @pytest.fixture
 def tiny_model(randomised) -> Model:
     """A model that is quick to run, of 8×8 images, with random weights."""
-    unet = randomised(
-        UNet(base_channels=8, channel_mults=(1, 2), blocks_per_level=1, groups=4)
-    ).eval()
-    return Model(
-        unet, GaussianDiffusion(linear_schedule(50)), (1, 8, 8), {"data": "none"}
+    return randomised_model(randomised)
+
+
+@pytest.fixture
+def labelled_model(randomised) -> Model:
+    """The same, with ten classes."""
+    return randomised_model(randomised, num_classes=10)
+
+
+def randomised_model(randomised, num_classes: int | None = None) -> Model:
+    unet = UNet(
+        base_channels=8,
+        channel_mults=(1, 2),
+        blocks_per_level=1,
+        groups=4,
+        num_classes=num_classes,
     )
+    diffusion = GaussianDiffusion(linear_schedule(50))
+    return Model(randomised(unet).eval(), diffusion, (1, 8, 8), {"data": "none"})
 
 
 @pytest.fixture(scope="session")

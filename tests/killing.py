@@ -64,7 +64,7 @@ def kill_often(kills: int, steps: int, seed: int = 0) -> tuple[int, int]:
     """Run once undisturbed and once with that many kills; AssertionError unless both end with the same bits.
 
     Returns:
-        How many kills came while a checkpoint was being written, and how many steps the killed run took in all.
+        How many kills were sent while a checkpoint was being written, and how many found the process running.
     """
     chance = random.Random(seed)
     during_save = begun = 0
@@ -80,9 +80,10 @@ def kill_often(kills: int, steps: int, seed: int = 0) -> tuple[int, int]:
             ):
                 time.sleep(0.001)  # until it has got one checkpoint further
             if kill % 2:
-                while process.poll() is None and not list(wild.glob(".step-*")):
-                    pass  # until the next one is being written
-                during_save += bool(list(wild.glob(".step-*")))
+                while not (saving := list(wild.glob(".step-*"))):
+                    if process.poll() is not None:
+                        break
+                during_save += bool(saving)  # the next one was being written
             else:
                 time.sleep(chance.uniform(0, 0.1))
             process.kill()

@@ -9,6 +9,7 @@ import sys
 import matplotlib.image
 import pytest
 import torch
+from torch import nn
 
 import ddpm_lite
 from ddpm_lite import cli, data, load
@@ -85,6 +86,21 @@ def test_train_writes_a_model_that_loads_with_a_card(tmp_path, capsys):
     assert 0.5 < card["losses"][0] < 2
     assert card["seconds_are_of_steps"] == [1, 5]
     assert "digits: 360 images" in capsys.readouterr().out
+
+
+def test_train_compiles_the_network_when_asked_to(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        ddpm_lite.UNet,
+        "compile",
+        lambda unet: compiled.append(nn.Module.compile(unet, backend="eager")),
+    )
+    for name, options in (("a", []), ("b", ["--compile"])):
+        assert len(compiled) == 0
+        out = ["--out", str(tmp_path / name)]
+        assert main(["train", "--steps", "2", *options, *out]) == 0
+    assert len(compiled) == 1
+    assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
 def test_train_with_the_same_seed_gives_the_same_weights(tmp_path):
@@ -351,6 +367,7 @@ def test_a_wrong_call_exits_with_2_and_shows_the_usage(capsys, arguments):
                 "--save-every",
                 "--stop-after",
                 "--precision",
+                "--compile",
                 "mnist",
                 "Example:",
             ],

@@ -102,6 +102,8 @@ def test_a_seed_fixes_all_and_out_names_the_file(run_folder):
         )
     assert sorted(os.listdir("x")) == ["a.json", "b.json", "c.json"]
     assert os.listdir(run_folder) == ["model.safetensors"]
+    assert main([*command, "--steps", "1"]) == 0
+    assert sorted(os.listdir(run_folder)) == ["evaluation.json", "model.safetensors"]
     a, b, c = (result["measures"] for result in results)
     assert a == b
     assert a["frechet_distance"] != c["frechet_distance"]
@@ -109,19 +111,10 @@ def test_a_seed_fixes_all_and_out_names_the_file(run_folder):
 
 
 def test_a_model_with_classes_is_drawn_by_label_and_judged_by_a_classifier(
-    tiny_model, randomised, monkeypatch
+    labelled_model, monkeypatch
 ):
     """The samples are replaced by training images of the labels that were asked for: those teach to read."""
-    unet = UNet(
-        base_channels=8,
-        channel_mults=(1, 2),
-        blocks_per_level=1,
-        groups=4,
-        num_classes=10,
-    )
-    Model(randomised(unet), tiny_model.diffusion, (1, 8, 8)).save(
-        "run/model.safetensors"
-    )
+    labelled_model.save("run/model.safetensors")
     train, asked = data.digits("train"), []
 
     def sample(self, n, y, **options):
@@ -216,6 +209,13 @@ def test_help_names_every_option(capsys):
         "Example:",
     ):
         assert word in text
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(run_folder):
+    Path("digits").mkdir()
+    assert main(["evaluate", "run", "-n", "20", "--steps", "1"]) == 0
+    result = json.loads((run_folder / "evaluation.json").read_text())
+    assert (result["reference_split"], result["levels"]) == ("test", 17)
 
 
 def test_a_folder_of_images_is_its_own_reference(tmp_path):

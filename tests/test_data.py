@@ -212,6 +212,11 @@ def test_mnist_that_cannot_be_downloaded_is_an_os_error_that_names_the_folder(
         data.downloaded("mnist", root=tmp_path)
 
 
+def test_a_name_that_torchvision_is_not_asked_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"name must be one of mnist, .* got 'kmnist'"):
+        data.downloaded("kmnist", root=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["spiral", "moons", "circles"])
 def test_points_are_standardised_and_fixed_by_the_seed(name):
     x = data.points(name, 500, seed=3)

@@ -67,15 +67,8 @@ def test_weights_in_half_precision_are_loaded_as_float32(tiny_model, saved):
     assert {p.dtype for p in load(saved).unet.parameters()} == {torch.float32}
 
 
-def test_a_model_with_labels_comes_back(tmp_path, tiny_model):
-    unet = UNet(
-        base_channels=8,
-        channel_mults=(1, 2),
-        blocks_per_level=1,
-        groups=4,
-        num_classes=10,
-    )
-    Model(unet, tiny_model.diffusion, (1, 8, 8)).save(tmp_path / "x.safetensors")
+def test_a_model_with_labels_comes_back(tmp_path, labelled_model):
+    labelled_model.save(tmp_path / "x.safetensors")
     assert load(tmp_path / "x.safetensors").unet.config["num_classes"] == 10
 
 
@@ -327,7 +320,7 @@ def test_a_model_with_labels_draws_what_it_is_told(labelled):
     [
         (3, "y must be between -1 and 2, got 3"),
         (torch.zeros(2).long(), r"y must have shape \(3,\)"),
-        (-2, "y must be at least -1, got -2"),
+        (-2, "y must be between -1 and 2, got -2"),
     ],
 )
 def test_a_label_that_does_not_exist_is_refused(labelled, y, message):

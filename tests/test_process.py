@@ -414,14 +414,9 @@ def test_bad_times_of_the_posterior_are_refused_by_name(diffusion, t, error, mes
 @pytest.mark.parametrize(
     ("s", "error", "message"),
     [
-        (5, ValueError, r"s must be smaller than t, got s = \[5, 5\] and t = \[5, 5\]"),
-        (6, ValueError, "s must be smaller than t"),
-        (
-            torch.tensor([0, 7]),
-            ValueError,
-            r"s must be smaller than t, got s = \[0, 7\]",
-        ),
-        (-1, ValueError, "s must be between 0 and 1000, got -1"),
+        (5, ValueError, "s must be between 0 and 4, got 5"),
+        (torch.tensor([0, 7]), ValueError, "s must be between 0 and 4, got 0 to 7"),
+        (-1, ValueError, "s must be between 0 and 4, got -1"),
         (2.0, TypeError, "s must be an int or an integer tensor, got 2.0"),
         (False, TypeError, "s must be an int or an integer tensor, got False"),
     ],
@@ -431,6 +426,20 @@ def test_bad_s_is_refused_by_name(diffusion, s, error, message):
         diffusion.q_posterior(X, X, 5, s)
     with pytest.raises(error, match=message):
         diffusion.transition_variance(X, 5, s)
+
+
+@pytest.mark.parametrize(
+    ("s", "message"),
+    [
+        (4, "s must be smaller than t, got 4 to 4"),
+        (torch.tensor([4, 9]), "s must be smaller than t, got 4 to 9"),
+        (torch.tensor([2, 1001]), "s must be between 0 and 1000, got 2 to 1001"),
+    ],
+)
+def test_each_s_is_compared_with_its_own_t(diffusion, s, message):
+    with pytest.raises(ValueError, match=message):
+        diffusion.q_posterior(X, X, torch.tensor([4, 9]), s)
+    diffusion.q_posterior(X, X, torch.tensor([4, 9]), torch.tensor([3, 8]))
 
 
 @pytest.mark.parametrize(

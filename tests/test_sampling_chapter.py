@@ -58,6 +58,12 @@ def last(states) -> torch.Tensor:
     return state.x_t
 
 
+def drawn(sampler, model, option: str | float) -> torch.Tensor:
+    """Where a sampler of the package ends, with the noise of the formulas below."""
+    noise = torch.Generator().manual_seed(7)
+    return last(sampler(model, DIFFUSION, start(), TIMES, option, generator=noise))
+
+
 def weights_of_the_step(t: int, s: int) -> tuple[float, float, float, float]:
     """w_0, w_t, the posterior's variance and the jump's, from the ᾱ alone."""
     now, before = ABAR[t], ABAR[s]
@@ -110,16 +116,7 @@ def test_a_walk_by_the_formula_is_the_walk_of_the_package(variance: str) -> None
                 )
         return x
 
-    ours = last(
-        ancestral(
-            network,
-            DIFFUSION,
-            start(),
-            TIMES,
-            variance,
-            generator=torch.Generator().manual_seed(7),
-        )
-    )
+    ours = drawn(ancestral, network, variance)
     assert torch.allclose(ours, by_formula(), rtol=1e-8, atol=1e-8)
     assert not torch.allclose(ours, by_formula(swap=True), rtol=1e-3)
     if variance == "beta":  # the posterior's variance is 0 there
@@ -282,16 +279,7 @@ def test_ddim_by_the_formula(eta: float) -> None:
                 x = x + sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
         return x
 
-    ours = last(
-        ddim(
-            wavy_eps,
-            DIFFUSION,
-            start(),
-            TIMES,
-            eta,
-            generator=torch.Generator().manual_seed(7),
-        )
-    )
+    ours = drawn(ddim, wavy_eps, eta)
     assert torch.allclose(ours, by_formula(), rtol=1e-8, atol=1e-8)
     assert torch.allclose(ours, by_formula(share=False), rtol=1e-3) == (eta == 0), (
         "all old noise, and new"

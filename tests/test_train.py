@@ -448,12 +448,24 @@ def test_other_data_or_another_network_is_refused(tmp_path, diffusion_50, diffus
                 folder=tmp_path,
             )
         )
+    with pytest.raises(ValueError, match=r"has labels = \d+, got None"):
+        list(
+            train(
+                labelled_unet(),
+                diffusion_50,
+                IMAGES,
+                steps=12,
+                batch_size=16,
+                folder=tmp_path,
+            )
+        )
     with pytest.raises(checkpoint.CheckpointError, match="belongs to another network"):
         list(
             train(
                 small_unet(),
                 diffusion_50,
                 IMAGES,
+                torch.arange(len(IMAGES)) % 10,
                 steps=12,
                 batch_size=16,
                 folder=tmp_path,
@@ -495,6 +507,22 @@ def test_what_is_not_finite_is_never_written(tmp_path, diffusion):
     tensors, description = checkpoint.load(last_checkpoint(tmp_path))
     assert description["step"] == 6
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+# Compiled.
+
+
+def test_a_compiled_network_is_trained_alike_and_goes_on_from_the_same_files(
+    tmp_path, diffusion_50, unbroken
+):
+    unet = labelled_unet()
+    unet.compile(backend="aot_eager")
+    state = run_in(tmp_path, diffusion_50, leave_after=5, unet=unet)
+    assert not hasattr(state.ema, "_orig_mod")
+    run_in(tmp_path, diffusion_50)  # not compiled
+    found, _ = checkpoint.load(last_checkpoint(tmp_path))
+    for name, expected in unbroken[0].items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
 
 
 # Precision.

@@ -406,3 +406,12 @@ def test_labels_for_a_network_without_are_refused():
 def test_bad_configuration_is_refused_by_name(changes, error, message):
     with pytest.raises(error, match=message):
         UNet(**SMALL | changes)
+
+
+def test_on_an_accelerator_torch_compiles_it_as_one_graph():
+    """The device "meta" stands for one: nothing there can be looked at on the way."""
+    with torch.device("meta"):
+        unet = UNet(base_channels=8, blocks_per_level=1, groups=4, num_classes=10)
+        x_t, t = torch.zeros(2, 1, 8, 8), torch.ones(2, dtype=torch.int64)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    assert compiled(x_t, t, t).shape == x_t.shape

@@ -56,10 +56,8 @@ class ExactEps:
             )
         self.log_weights = (weights.double() / weights.double().sum()).log()
         if covariances is None:
-            self.eigenvalues, self.eigenvectors = (
-                torch.zeros(K, 1, dtype=torch.float64),
-                None,
-            )
+            self.eigenvalues = torch.zeros(K, 1, dtype=torch.float64)
+            self.eigenvectors = None
             return
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if covariances.shape != (K, D, D):
@@ -68,9 +66,8 @@ class ExactEps:
             )
         if not torch.allclose(covariances, covariances.mT):
             raise ValueError("covariances must be symmetric")
-        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(
-            covariances
-        )  # (K, D), (K, D, D)
+        # (K, D), (K, D, D)
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(covariances)
         if bool((self.eigenvalues < -1e-9 * covariances.abs().max()).any()):
             raise ValueError(
                 f"covariances must have no negative eigenvalue, got {float(self.eigenvalues.min()):g}"
@@ -97,9 +94,8 @@ class ExactEps:
 
         x = x_t.flatten(1).to(alpha_bar.device, torch.float64)
         offset = x[:, None] - alpha_bar.sqrt() * means  # (B, K, D): x_t - √ᾱ_t μ_k
-        variance = alpha_bar * eigenvalues + (
-            1 - alpha_bar
-        )  # (B, K, D or 1): eigenvalues of C_k
+        # Eigenvalues of C_k, (B, K, D or 1).
+        variance = alpha_bar * eigenvalues + (1 - alpha_bar)
         if self.eigenvectors is not None:
             eigenvectors = self.eigenvectors.to(alpha_bar.device)
             offset = torch.einsum("kde,bkd->bke", eigenvectors, offset)

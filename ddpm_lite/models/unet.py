@@ -326,10 +326,8 @@ class UNet(nn.Module):
 
     def check_shape(self, name: str, shape: Sequence[int]) -> None:
         """Raise ValueError, naming the argument, unless a batch of this shape, (B, C, H, W), fits."""
-        channels, halvings = (
-            self.config["in_channels"],
-            len(self.config["channel_mults"]) - 1,
-        )
+        channels = self.config["in_channels"]
+        halvings = len(self.config["channel_mults"]) - 1
         if len(shape) != 4 or shape[1] != channels:
             raise ValueError(
                 f"{name} must have shape (B, {channels}, H, W), got {tuple(shape)}"
