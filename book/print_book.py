@@ -4,7 +4,8 @@
 
 Chromium does it, so that the PDF shows what the site shows: the same numbers, boxes and figures, with all
 solutions open. The code that draws a figure, folded away on the site, is left out. It prints twice, because the page
-numbers in the contents are known only after the first time.
+numbers in the contents are known only after the first time. The titles in the outline are set afterwards: Chromium
+leaves out their mathematics and doubles those at the top of a page.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Page, sync_playwright
-from pypdf import PdfReader
+from pypdf import PdfReader, PdfWriter
+from pypdf.generic import DictionaryObject, NameObject, TextStringObject
 
 import ddpm_lite
 
 BOOK = Path(__file__).parent
 STYLE = BOOK / "print.css"
 LEFT_OUT = (
-    "script, noscript, iframe, button, .headerlink, .prev-next-area, [data-no-print], "
+    "script, noscript, iframe, button, .headerlink, .prev-next-area, .actions, [data-no-print], "
     ".tag_hide-input details.above-input, .tag_hide-cell details"
 )
+SHORT = 15  # lines of code, or rows of a table, that stay on one page
+STILL = "On the site this figure is interactive. The picture is a still of it."
 
 
 def order() -> list[tuple[str, list[str]]]:
@@ -47,8 +52,14 @@ def article(site: Path, name: str, names: set[str]) -> Tag:
     """The text of one page of the site, with anchors and links that work when all pages are one."""
     soup = BeautifulSoup((site / f"{name}.html").read_bytes(), "html.parser")
     found = soup.select_one("article")
+    for tag in found.select(".ddpm-widget noscript"):
+        tag.name, tag.string = "p", STILL
     for tag in found.select(LEFT_OUT):
         tag.decompose()
+    for tag in found.select("pre, table"):
+        lines = tag.select("tr") or tag.get_text().strip().split("\n")
+        if len(lines) <= SHORT:
+            tag["class"] = [*tag.get("class", []), "short"]
     for tag in found.select("details"):
         tag["open"] = ""
     for tag in found.select("[loading]"):
@@ -79,6 +90,7 @@ def document(site: Path) -> str:
         (BOOK.parent / "_config.yml").read_text(encoding="utf-8")
     )
     articles = {name: article(site, name, names) for name in sorted(names)}
+    articles[parts[0][1][0]].h1.string = "About this book"
     titles = {name: found.h1.get_text().strip() for name, found in articles.items()}
     contents, headers = [], []
     for part, pages in parts:
@@ -124,16 +136,33 @@ def document(site: Path) -> str:
 </html>"""
 
 
-def pages_of_headings(pdf: Path) -> dict[str, int]:
-    """The page on which each title of the outline begins, counted from 1."""
+def pages_of_chapters(pdf: Path) -> list[int]:
+    """The page on which each page of the site begins, in the order of the book, counted from 1."""
     reader = PdfReader(pdf)
-    found: dict[str, int] = {}
-    for entry in reader.outline:
-        if not isinstance(entry, list):
-            found.setdefault(
-                entry.title.strip(), reader.get_destination_page_number(entry) + 1
-            )
-    return found
+    return [
+        reader.get_destination_page_number(entry) + 1
+        for entry in reader.outline
+        if not isinstance(entry, list)
+    ]
+
+
+def name_bookmarks(pdf: Path, titles: list[str]) -> None:
+    """Set the titles of the outline, which a reader of the PDF then sees beside the first page."""
+    writer = PdfWriter(pdf, incremental=True)
+    entries = _below(writer.get_outline_root())
+    for entry, title in zip(entries, titles, strict=True):
+        entry[NameObject("/Title")] = TextStringObject(title)
+    writer.page_mode = "/UseOutlines"
+    writer.write(pdf)
+
+
+def _below(entry: DictionaryObject) -> Iterator[DictionaryObject]:
+    """The entries of the outline below this one, from top to bottom."""
+    child = entry.get("/First")
+    while child is not None:
+        yield child.get_object()
+        yield from _below(child.get_object())
+        child = child.get_object().get("/Next")
 
 
 def set_type(page: Page, source: Path) -> None:
@@ -160,7 +189,7 @@ def main(site: Path, pdf: Path) -> None:
             executable_path=shutil.which("chromium"),
             args=["--no-sandbox"] if os.geteuid() == 0 else [],
         )
-        page = browser.new_page()
+        page = browser.new_page(reduced_motion="reduce")
         page.route(re.compile("^https?:"), lambda route: route.abort())
         page.set_default_timeout(0)
         source, printed = Path(folder, "book.html"), Path(folder, "book.pdf")
@@ -169,12 +198,17 @@ def main(site: Path, pdf: Path) -> None:
         settings = {"prefer_css_page_size": True, "outline": True, "tagged": True}
         page.pdf(path=printed, **settings)
         page.evaluate(
-            """pages => document.querySelectorAll(".print-contents a").forEach(
-                a => { a.nextSibling.textContent = pages[a.textContent.trim()] })""",
-            pages_of_headings(printed),
+            """pages => document.querySelectorAll(".print-contents span").forEach(
+                (span, i) => { span.textContent = pages[i] })""",
+            pages_of_chapters(printed),
         )
         page.pdf(path=printed, **settings)
+        titles = page.evaluate(
+            """[...document.querySelectorAll("main :is(h1, h2, h3, h4, h5, h6)")].map(
+                h => h.textContent.trim().replace(/\\s+/g, " "))"""
+        )
         browser.close()
+        name_bookmarks(printed, titles)
         shutil.move(printed, pdf)
     print(
         f"{pdf}: {len(PdfReader(pdf).pages)} pages, {pdf.stat().st_size / 1e6:.1f} MB"

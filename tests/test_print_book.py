@@ -23,7 +23,12 @@ ONE = """<p id="eq">Text. <a href="two.html#eq">2</a> <a href="two.html">two</a>
 <a href="https://arxiv.org/abs/2006.11239#x">paper</a> <a href="genindex.html">index</a></p>
 <details class="solution"><summary>Solution</summary><p>Open.</p></details>
 <div class="cell tag_hide-input"><details class="above-input"><summary>Hide</summary><pre>plt.plot()</pre></details>
-<img src="a.png" loading="lazy" alt="A"></div><script>alert()</script>"""
+<img src="a.png" loading="lazy" alt="A"></div><script>alert()</script>
+<div class="actions"><p><a href="two.html">Read</a></p></div>
+<div class="ddpm-widget"><p>Move it.</p><noscript><p>With JavaScript</p></noscript></div>
+<pre>one line</pre><pre>{lines}</pre>"""
+HEADING = """<h2>Why <mjx-assistive-mml style="display: none"><math><mi>x</mi></math></mjx-assistive-mml>
+works<a class="headerlink" href="#why">#</a></h2>"""
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
@@ -40,8 +45,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (tmp_path / "_static/theme.css").touch()
     (tmp_path / "a.png").write_bytes(PIXEL)
-    (tmp_path / "one.html").write_text(PAGE.format(title="First & one", text=ONE))
-    two = '<p id="eq">More.</p><p style="break-before: page">Last.</p>'
+    one = ONE.replace("{lines}", "line\n" * 50)
+    (tmp_path / "one.html").write_text(PAGE.format(title="First & one", text=one))
+    two = f'<p id="eq">More.</p><p style="break-before: page">Last.</p>{HEADING}'
     (tmp_path / "two.html").write_text(PAGE.format(title="Second", text=two))
     return tmp_path
 
@@ -75,6 +81,9 @@ def test_what_paper_cannot_do_is_left_out_and_what_is_folded_is_open(
     assert page.select("main details[open]")
     assert "Open." in page.main.get_text()
     assert "plt.plot" not in page.get_text()
+    assert "Read" not in page.main.get_text()
+    assert print_book.STILL in page.main.get_text()
+    assert "JavaScript" not in page.main.get_text()
     assert not page.select("main script, .headerlink, nav:not(.print-contents)")
     assert not page.select("[loading]")
     assert [script.get("src") for script in page.select("script")] == [
@@ -82,6 +91,13 @@ def test_what_paper_cannot_do_is_left_out_and_what_is_folded_is_open(
         "_static/mathjax.js",
     ]
     assert page.select("link[rel=stylesheet]")
+
+
+def test_short_code_stays_on_one_page_and_long_code_may_break(site: Path) -> None:
+    page = BeautifulSoup(print_book.document(site), "html.parser")
+    one_line, long = page.select("main pre")
+    assert one_line["class"] == ["short"]
+    assert not long.has_attr("class")
 
 
 def test_contents_say_on_which_page_a_chapter_begins(
@@ -93,16 +109,15 @@ def test_contents_say_on_which_page_a_chapter_begins(
     text = [page.extract_text() for page in reader.pages]
     assert len(text) == 5  # title, contents, one, two, and the end of two
     contents = " ".join(text[1].split())
-    assert "First & one 3 Part Second 4" in contents
+    assert "About this book 3 Part Second 4" in contents
     assert "Text." in text[2]
     assert "More." in text[3]
     assert "Last." in text[4]
     assert text[3].split().count("Second") == 2, "the header names the chapter"
     assert "4" in text[3].split(), "every page has its number"
-    assert [entry.title for entry in reader.outline if not isinstance(entry, list)] == [
-        "First & one",
-        "Second",
-    ]
+    about, second, (inner,) = reader.outline
+    assert [about.title, second.title] == ["About this book", "Second"]
+    assert inner.title == "Why x works", "with the mathematics, and once"
 
 
 def test_a_missing_picture_stops_the_press(site: Path, tmp_path: Path) -> None:
