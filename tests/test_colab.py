@@ -10,6 +10,7 @@ import sys
 import venv
 from collections.abc import Iterable
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urldefrag
 
@@ -68,6 +69,22 @@ def test_every_notebook_has_a_copy(copies: dict[str, NotebookNode]) -> None:
     assert sorted(copies) == NAMES
     for notebook in copies.values():
         nbformat.validate(notebook)
+
+
+def test_code_that_checks_a_solution_is_folded(
+    copies: dict[str, NotebookNode],
+) -> None:
+    cells = copies["solutions"].cells
+    below = [
+        cell
+        for text, cell in pairwise(cells)
+        if "<summary>Solution to" in text.source and cell.cell_type == "code"
+    ]
+    assert len(below) > 50
+    for cell in below:
+        assert cell.metadata["jupyter"] == {"source_hidden": True}
+        assert cell.metadata["cellView"] == "form"
+    assert "cellView" not in next(it for it in cells if it.cell_type == "code").metadata
 
 
 # Plain Markdown

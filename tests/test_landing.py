@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -204,13 +205,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sphinx, Path]:
         "# One\n\n{{ equations }} equations, {{ run_in_colab }}\n\n"
         "$$ a = b $$ (eq-short)\n\n$$ a &= b \\\\ c &= d $$ (eq-long)\n\n"
         "Take $x$, ($y$) and $z$ or **$w$.**\n\n"
-        "![a dot](dot.png)\n\n```{toctree}\ntwo\n```\n",
+        "Of 8 × 8 pixels 98 % are `a_name_that_is_long.x_0` and not `x_0[8] * 3`.\n\n"
+        "![a dot](dot.png)\n\n```{toctree}\ntwo\nthree\n```\n",
         encoding="utf-8",
     )
+    exercise = "```{{exercise}}\n:label: ex-{0}\n\nWhy {0}?\n```\n\n"
     (folder / "two.md").write_text(
-        "# Two\n\nSee {eq}`eq-short`.\n\n```{exercise}\n:label: ex-one\n\nWhy?\n```\n\n"
-        "```{solution} ex-one\n\nBecause.\n```\n",
+        "# Two\n\nSee {eq}`eq-short`.\n\n"
+        + "".join(map(exercise.format, ["one", "two", "open"])),
         encoding="utf-8",
+    )
+    solution = "```{{solution}} ex-{0}\n:label: sol-{0}\n\nBecause.\n```"
+    cells = [
+        nbformat.v4.new_markdown_cell("# Three"),
+        nbformat.v4.new_code_cell("'for all'"),
+        nbformat.v4.new_markdown_cell(solution.format("one")),
+        nbformat.v4.new_code_cell("'check one'"),
+        nbformat.v4.new_code_cell("'check one again'"),
+        nbformat.v4.new_markdown_cell(solution.format("two") + "\n\nMore."),
+        nbformat.v4.new_code_cell("'of no solution'"),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": ""}}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "three.ipynb"
     )
     app = Sphinx(
         srcdir=folder,
@@ -221,7 +238,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sphinx, Path]:
         status=None,
         warningiserror=True,
         confoverrides={
-            "extensions": ["myst_parser", "sphinx_exercise", "reader_site"],
+            "extensions": ["myst_nb", "sphinx_exercise", "reader_site"],
+            "nb_execution_mode": "off",
             "html_theme": "sphinx_book_theme",
             "html_theme_options": {
                 "extra_footer": CONFIG["html"]["extra_footer"],
@@ -262,10 +280,37 @@ def test_images_say_their_size_and_wait(site: tuple[Sphinx, Path]) -> None:
     assert 'alt="a dot"' in image
 
 
-def test_solutions_are_folded(site: tuple[Sphinx, Path]) -> None:
-    assert re.search(
-        r'class="[^"]*\bsolution\b[^"]*\bdropdown\b[^"]*"', html(site, "two")
-    )
+def test_solutions_are_folded_with_the_cells_that_check_them(
+    site: tuple[Sphinx, Path],
+) -> None:
+    page = BeautifulSoup(html(site, "three"), "html.parser")
+    first, second = page.select(".solution.dropdown")
+    assert [cell.text.strip() for cell in first.select(".cell")] == [
+        "'check one'",
+        "'check one again'",
+    ]
+    assert not second.select(".cell")
+    for text in ("'for all'", "'of no solution'"):
+        assert text in page.text
+
+
+def test_exercise_ends_with_a_link_to_its_solution(site: tuple[Sphinx, Path]) -> None:
+    page = BeautifulSoup(html(site, "two"), "html.parser")
+    links = {box["id"]: box.select("a.internal") for box in page.select(".exercise")}
+    assert [link["href"] for link in links["ex-one"]] == ["three.html#sol-one"]
+    assert [link["href"] for link in links["ex-two"]] == ["three.html#sol-two"]
+    assert links["ex-open"] == []
+    for box in page.select("#ex-one, #ex-two"):
+        assert box.find_all(True)[-1].text == "Solution"
+
+
+def test_numbers_in_an_appendix_have_its_letter(site: tuple[Sphinx, Path]) -> None:
+    page = BeautifulSoup(html(site, "two"), "html.parser")
+    numbers = [it.text.strip() for it in page.select(".exercise .caption-number")]
+    assert numbers == ["Exercise T.1", "Exercise T.2", "Exercise T.3"]
+    assert page.select_one("a[href='index.html#equation-eq-short']").text == "(I.1)"
+    title = BeautifulSoup(html(site, "three"), "html.parser").select_one(".solution p")
+    assert title.text.startswith("Solution to Exercise T.1")
 
 
 def test_formula_stays_with_its_comma_and_its_brackets(
@@ -276,6 +321,15 @@ def test_formula_stays_with_its_comma_and_its_brackets(
     assert [it.text for it in groups] == [r"\(x\),", r"(\(y\))", r"\(w\)."]
     line = groups[0].find_parent("p").text
     assert line == r"Take \(x\), (\(y\)) and \(z\) or \(w\)."
+
+
+def test_numbers_stay_together_and_long_names_come_apart(
+    site: tuple[Sphinx, Path],
+) -> None:
+    page = html(site, "index")
+    assert "Of 8\u00a0×\u00a08 pixels 98\u00a0% are" in page
+    assert ">a_name_<wbr>that_<wbr>is_<wbr>long.<wbr>x_0<" in page
+    assert ">x_0[8]<" in page
 
 
 def test_equations_are_written_for_the_previews(site: tuple[Sphinx, Path]) -> None:

@@ -5,6 +5,7 @@ Without Chromium the tests that need it skip, but not in CI (environment variabl
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -89,6 +90,29 @@ def test_next_and_previous_lead_through_the_book(site: Site) -> None:
         for arrow, expected in ((".left-prev", before), (".right-next", after)):
             link = site.pages[here].select_one(arrow)
             assert (link and link["href"]) == expected, (here, arrow)
+
+
+def test_exercises_and_solutions_lead_to_each_other(site: Site) -> None:
+    solutions = site.pages["solutions.html"]
+    seen = set()
+    for name, page in site.pages.items():
+        for exercise in page.select(".exercise"):
+            (link,) = exercise.select(".to-solution a")
+            target, anchor = link["href"].split("#")
+            assert target == "solutions.html"
+            solution = solutions.find(id=anchor)
+            assert "solution" in solution["class"]
+            back = solution.select_one(".admonition-title a")["href"]
+            assert back == f"{name}#{exercise['id']}"
+            seen.add(anchor)
+    assert seen == {it["id"] for it in solutions.select(".solution")} != set()
+
+
+def test_no_number_is_given_twice(site: Site) -> None:
+    for kind in (".caption-number", ".eqno"):
+        numbers = [it.text for page in site.pages.values() for it in page.select(kind)]
+        assert sorted(numbers) == sorted(set(numbers)) != []
+        assert [it for it in numbers if not re.search(r"[\dA-Z]\.\d", it)] == []
 
 
 # In a browser
@@ -180,6 +204,29 @@ def test_pages_without_javascript_show_text_and_figures(
 
 
 # What the reader can do
+
+
+@pytest.mark.parametrize("load", [True, False], ids=["from a chapter", "on the page"])
+def test_link_to_a_solution_unfolds_it(browser: Browser, base: str, load: bool) -> None:
+    with browser.new_context() as context:
+        page = Visit(context, f"{base}05_posterior.html").page
+        link = page.locator(".exercise .to-solution a").first
+        anchor = link.get_attribute("href").split("#")[1]
+        if load:
+            link.click()
+        else:
+            page.goto(f"{base}solutions.html")
+            page.locator(f"#{anchor}.toggle-hidden").wait_for()
+            page.evaluate("anchor => { location.hash = anchor }", anchor)
+        solution = page.locator(f"#{anchor}")
+        solution.locator(".cell_output").wait_for(state="visible")
+        page.wait_for_function(
+            """anchor => Math.abs(document.getElementById(anchor)
+                .getBoundingClientRect().top) < innerHeight / 2""",
+            arg=anchor,
+        )
+        page.locator(".solution.toggle-hidden").first.wait_for()  # the others wait
+        assert page.locator(".solution:not(.toggle-hidden)").count() == 1
 
 
 def drawn(figure: Locator) -> str:

@@ -46,7 +46,7 @@ _CHAPTERS_NAMED = re.compile(r"\b[Cc]hapters? \d+(?:(?:, | and | to )\d+)*")
 _PAPER_NAMED = re.compile(
     r"([A-Z][\w-]+)(?: et al\.| & [A-Z][\w-]+|, [A-Z]\w+ & [A-Z]\w+) (?:(\d{4})|\((\d{4})\))"
 )
-_MARKUP = re.compile(r"(``.*?``|\\.|\*\*\w+\*\* --)|[*|]")
+_MARKUP = re.compile(r"(``.*?``|\\.|(?:\* )?\*\*[\w, \\*]+?\*\* --)|[*|]")
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,8 @@ def link_docstring(
 ) -> None:
     """Link the chapters and papers that a docstring names, and say where the book has what it documents."""
     if what in ("attribute", "data"):
+        if lines and lines[0].startswith("Alias for field number"):
+            lines.clear()  # what Python says of a named tuple
         return
     for number, line in enumerate(lines):
         # In docstrings stars and bars are meant as they stand: step-*.safetensors, |x|.
@@ -167,8 +169,23 @@ def link_docstring(
     if what == "module" and any(":doc:" in line for line in lines):
         return
     links = [f":doc:`chapter {int(stem[:2])} <{stem}>`" for stem in chapters]
-    links += [f"equation :eq:`{label}`" for label in equations]
+    if equations:
+        word = "equation" if len(equations) == 1 else "equations"
+        links.append(f"{word} {', '.join(f':eq:`{label}`' for label in equations)}")
     lines += ["", f"*In the book:* {', '.join(links)}.", ""]
+
+
+def tidy_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Write the default of a dataclass so that Sphinx can read the signature."""
+    return signature and signature.replace("<factory>", "{}"), returned
 
 
 def _link_chapters(match: re.Match) -> str:
@@ -295,5 +312,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect(
         "autodoc-process-docstring", link_docstring, priority=600
     )  # after napoleon
+    app.connect("autodoc-process-signature", tidy_signature)
     app.connect("doctree-read", link_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

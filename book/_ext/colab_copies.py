@@ -150,7 +150,7 @@ class Writer:
             if isinstance(child, nodes.section):
                 self.section(child, level + 1)
             elif is_code_cell(child):
-                self.code_cell(child)
+                self.code_cell(child, folded=checks_solution(child))
             elif isinstance(child, nodes.title):
                 number = self.secnumber if level == 1 else ""
                 self.text(f"{'#' * level} {number}{self.inline(child)}")
@@ -162,14 +162,15 @@ class Writer:
         cell = self.cells[-1]
         cell.source = "\n\n".join(filter(None, [cell.source, text]))
 
-    def code_cell(self, node: nodes.Element) -> None:
+    def code_cell(self, node: nodes.Element, folded: bool) -> None:
         """The original cell, and below it what the site says about its figure."""
         cell = copy.deepcopy(self.original.cells[node["cell_index"]])
         alternative = (
             cell.metadata.pop("mystnb", {}).get("image", {}).get("alt", "")
         )
-        if "hide-input" in cell.metadata.get("tags", []):
+        if folded or "hide-input" in cell.metadata.get("tags", []):
             cell.metadata["jupyter"] = {"source_hidden": True}
+            cell.metadata["cellView"] = "form"  # in Colab
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output.metadata["image/png"] = {"alt": alternative}
@@ -442,6 +443,13 @@ def is_code_cell(node: nodes.Node) -> bool:
     return (
         isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"
     )
+
+
+def checks_solution(node: nodes.Element) -> bool:
+    """Whether a code cell stands below a solution, with nothing but code between."""
+    above = node.parent[: node.parent.index(node)]
+    last = next((it for it in reversed(above) if not is_code_cell(it)), None)
+    return isinstance(last, solution_node)
 
 
 def take_any_output(app: Sphinx, config: Config) -> None:

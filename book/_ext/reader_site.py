@@ -2,7 +2,10 @@
 
 - The landing page knows the numbers of the book, ``{{ equations }}`` and so on, and each page the version.
 - Images are loaded when they come into view. Their sizes stand in the page, so that the text does not jump.
-- Solutions are folded. No line begins with the comma that follows a formula.
+- An exercise ends with a link to its solution, which is folded together with the cells that check it.
+- What is numbered in an appendix has its letter: Fig. S.1 is the first of the solutions.
+- No line begins with the comma that follows a formula, nor with the × 8 of 8 × 8. Long names in the text can be
+  broken where a word of theirs ends.
 - ``site.js`` shows an equation where it is referred to. It finds the equations in ``equations.js``, written
   here, because a page that is opened from a disk cannot read other pages.
 """
@@ -12,16 +15,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from colab_copies import colab_url
+from colab_copies import colab_url, is_code_cell
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx_exercise.nodes import solution_node
+from sphinx.environment import BuildEnvironment
+from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
 from ddpm_lite import __version__
 
@@ -82,6 +87,11 @@ def mend(
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     body = body.replace('<th class="head"><p></p></th>', "<td></td>")
+    body = re.sub(
+        r'(?<=<span class="pre">)[^<]{20,}',
+        lambda name: re.sub(r"(?<=\w\w)([_./]|::)(?=\w\w)", r"\1<wbr>", name[0]),
+        body,
+    )
     context["body"] = body
     context["script_files"] = [
         script
@@ -90,17 +100,55 @@ def mend(
     ]
 
 
+def letter_appendices(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Count by page what is numbered in an appendix, where Sphinx has one count for all pages without a number."""
+    for page, kinds in env.toc_fignumbers.items():
+        if not env.toc_secnumbers.get(page):
+            for numbers in kinds.values():
+                for place, label in enumerate(sorted(numbers, key=numbers.get), 1):
+                    numbers[label] = (page[0].upper(), place)
+    return []  # no page is to be read again
+
+
+def lead_to_solutions(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """End an exercise with a link to its solution."""
+    solutions = {
+        entry["node"]["target_label"]: entry["node"]
+        for entry in getattr(app.env, "sphinx_exercise_registry", {}).values()
+        if isinstance(entry["node"], solution_node)
+    }
+    for exercise in doctree.findall(exercise_enumerable_node):
+        if solution := solutions.get(exercise["label"]):
+            there = app.builder.get_relative_uri(page, solution["docname"])
+            address = f"{there}#{solution['label']}"
+            link = nodes.reference("", "Solution", internal=True, refuri=address)
+            exercise += nodes.paragraph("", "", link, classes=["to-solution"])
+
+
 def fold_solutions(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Show a solution when the reader asks for it."""
+    """Show a solution, and the cells that check it, when the reader asks for them."""
     if app.builder.format == "html":
-        for node in doctree.findall(solution_node):
-            node["classes"].append("dropdown")
+        for solution in list(doctree.findall(solution_node)):
+            solution["classes"].append("dropdown")
+            below = solution.parent[solution.parent.index(solution) + 1 :]
+            for cell in takewhile(is_code_cell, below):
+                cell.parent.remove(cell)
+                solution += cell
 
 
 def keep_together(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Keep a formula with the comma after it and the bracket before it, from which a browser would part it."""
+    """Keep a formula with the comma after it and the bracket before it, from which a browser would part it.
+
+    So too the numbers of 8 × 8, and a number with its percent sign.
+    """
     if app.builder.format != "html":
         return
+    for text in list(doctree.findall(nodes.Text)):
+        as_written = (nodes.FixedTextElement, nodes.literal, nodes.math)
+        if not isinstance(text.parent, as_written):
+            joined = re.sub(r"(?<=\d) (?=[×%])|(?<=×) (?=\d)", "\u00a0", text)
+            if joined != text:
+                text.parent.replace(text, nodes.Text(joined))
     for formula in list(doctree.findall(nodes.math)):
         line = formula.parent
         place = line.index(formula)
@@ -141,6 +189,8 @@ def write_equations(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", fill_in)
+    app.connect("env-get-updated", letter_appendices, priority=600)  # after Sphinx
+    app.connect("doctree-resolved", lead_to_solutions)
     app.connect("doctree-resolved", fold_solutions)
     app.connect("doctree-resolved", keep_together)
     app.connect("html-page-context", mend)

@@ -6,6 +6,16 @@
   root.dataset.theme ||= dark ? "dark" : "light";
 }
 
+// A link to a folded solution, or to a figure in it, unfolds it, once the theme has folded them all.
+const unfold = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const button = target?.closest(".toggle-hidden")?.querySelector(".toggle-button");
+  button?.click();
+  if (button) target.scrollIntoView();
+};
+addEventListener("load", unfold);
+addEventListener("hashchange", unfold);
+
 document.addEventListener("DOMContentLoaded", () => {
   // What the theme leaves to be said to assistive technology.
   const sidebar = document.querySelector(".bd-sidebar-primary");
