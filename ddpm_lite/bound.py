@@ -34,7 +34,7 @@ class Bound(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Of ``total.mean()``: from the choice of images, of times and of noise together; needs B > 1."""
+        """That of ``total.mean()``, from the choice of images, of times and of noise together; needs B > 1."""
         return float(self.total.std() / len(self.total) ** 0.5)
 
 

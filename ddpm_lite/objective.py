@@ -34,7 +34,7 @@ def simple_loss(
         t, eps: the times, shape (B,), and the noise, shape of ``x_0``, if they are not to be drawn here.
 
     Returns:
-        A scalar in the precision of the data: the mean over the batch and over all entries.
+        The mean over the batch and over all entries, a scalar in the precision of the data.
     """
     _check.floating("x_0", x_0)
     if t is None:

@@ -205,7 +205,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sphinx, Path]:
         "# One\n\n{{ equations }} equations, {{ run_in_colab }}\n\n"
         "$$ a = b $$ (eq-short)\n\n$$ a &= b \\\\ c &= d $$ (eq-long)\n\n"
         "Take $x$, ($y$) and $z$ or **$w$.**\n\n"
-        "Of 8 × 8 pixels 98 % are `a_name_that_is_long.x_0` and not `x_0[8] * 3`.\n\n"
+        "Of 8 × 8 pixels 98% are `a_name_that_is_long.x_0` and not `x_0[8] * 3`.\n\n"
         "![a dot](dot.png)\n\n```{toctree}\ntwo\nthree\n```\n",
         encoding="utf-8",
     )
@@ -261,7 +261,7 @@ def test_numbers_and_button_reach_the_page(site: tuple[Sphinx, Path]) -> None:
     body = html(site, "index")
     assert f"{reader_site.numbers()['equations']} equations" in body
     assert re.search(
-        r'href="https://colab\.research\.google\.com/github/[\w/.-]+\.ipynb">(<span[^>]*>)?Run in Colab',
+        r'href="https://colab\.research\.google\.com/github/[\w/.-]+\.ipynb">(<span[^>]*>)?Run chapter 4 in Colab',
         body,
     )
     name = re.search(r"/(\w+)\.ipynb", body)[1]
@@ -327,7 +327,7 @@ def test_numbers_stay_together_and_long_names_come_apart(
     site: tuple[Sphinx, Path],
 ) -> None:
     page = html(site, "index")
-    assert "Of 8\u00a0×\u00a08 pixels 98\u00a0% are" in page
+    assert "Of 8\u00a0×\u00a08 pixels 98% are" in page
     assert ">a_name_<wbr>that_<wbr>is_<wbr>long.<wbr>x_0<" in page
     assert ">x_0[8]<" in page
 

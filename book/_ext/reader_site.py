@@ -57,8 +57,9 @@ def numbers(book: Path = BOOK) -> dict[str, int]:
 
 
 def fill_in(app: Sphinx, config: Config) -> None:
-    """Give the pages the numbers and the button, and the footer the version."""
-    button = f"[Run in Colab]({colab_url(config, FIRST_TO_RUN)})"
+    """Give the pages the numbers and the button, the footer the version, and the search its order."""
+    config.html_search_scorer = str(Path(__file__).with_name("search_order.js"))
+    button = f"[Run chapter 4 in Colab]({colab_url(config, FIRST_TO_RUN)})"
     config.myst_substitutions = {**numbers(), "run_in_colab": button}
     options = config.html_theme_options
     options["extra_footer"] = options["extra_footer"].replace(
@@ -139,14 +140,14 @@ def fold_solutions(app: Sphinx, doctree: nodes.document, page: str) -> None:
 def keep_together(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Keep a formula with the comma after it and the bracket before it, from which a browser would part it.
 
-    So too the numbers of 8 × 8, and a number with its percent sign.
+    So too the numbers of 8 × 8.
     """
     if app.builder.format != "html":
         return
     for text in list(doctree.findall(nodes.Text)):
         as_written = (nodes.FixedTextElement, nodes.literal, nodes.math)
         if not isinstance(text.parent, as_written):
-            joined = re.sub(r"(?<=\d) (?=[×%])|(?<=×) (?=\d)", "\u00a0", text)
+            joined = re.sub(r"(?<=\d) (?=×)|(?<=×) (?=\d)", "\u00a0", text)
             if joined != text:
                 text.parent.replace(text, nodes.Text(joined))
     for formula in list(doctree.findall(nodes.math)):
