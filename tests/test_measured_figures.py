@@ -38,6 +38,25 @@ def test_quality_of_digits() -> None:
         assert row == [round(side[names[0]]), round(side[names[1]], 2)]
 
 
+def test_quality_of_mnist_after_minutes() -> None:
+    found = measured("benchmarks/results/mnist.json")
+    theirs = found["runs"]["diffusers"][0]
+    measures = [
+        found["mean"]["ddpm_lite"],
+        found["mean"]["denoising-diffusion-pytorch"],
+        theirs,
+        theirs["with_our_sampler"],
+    ]
+    quoted = re.search(
+        r"`ddpm_lite` (\d+), `denoising-diffusion-pytorch` (\d+), the `diffusers` recipe\s+(\d+) \((\d+) with our "
+        r"sampler\); training images have ([\d.]+)",
+        README,
+    ).groups()
+    *distances, floor = map(float, quoted)
+    assert distances == [round(it["frechet_distance"]) for it in measures]
+    assert floor == round(found["floor"]["frechet_distance"], 1)
+
+
 def test_speed() -> None:
     found = measured("benchmarks/results/throughput.json")["ratios"]
     training, sampling = found["training"], found["sampling"]
