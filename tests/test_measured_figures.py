@@ -49,7 +49,7 @@ def test_quality_of_mnist_after_minutes() -> None:
     ]
     quoted = re.search(
         r"`ddpm_lite` (\d+), `denoising-diffusion-pytorch` (\d+), the `diffusers` recipe\s+(\d+) \((\d+) with our "
-        r"sampler\); training images have ([\d.]+)",
+        r"sampler\); training images have (\d+\.\d)",
         README,
     ).groups()
     *distances, floor = map(float, quoted)
