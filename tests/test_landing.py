@@ -16,6 +16,7 @@ import yaml
 from bs4 import BeautifulSoup
 from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 
 import ddpm_lite
 from book import BOOK, NOTEBOOKS, ROOT, equation_labels, prose, read
@@ -229,27 +230,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sphinx, Path]:
     nbformat.write(
         nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "three.ipynb"
     )
-    app = Sphinx(
-        srcdir=folder,
-        confdir=None,
-        outdir=folder / "html",
-        doctreedir=folder / "trees",
-        buildername="html",
-        status=None,
-        warningiserror=True,
-        confoverrides={
-            "extensions": ["myst_nb", "sphinx_exercise", "reader_site"],
-            "nb_execution_mode": "off",
-            "html_theme": "sphinx_book_theme",
-            "html_theme_options": {
-                "extra_footer": CONFIG["html"]["extra_footer"],
-                "repository_url": CONFIG["repository"]["url"],
+    with docutils_namespace():
+        app = Sphinx(
+            srcdir=folder,
+            confdir=None,
+            outdir=folder / "html",
+            doctreedir=folder / "trees",
+            buildername="html",
+            status=None,
+            warningiserror=True,
+            confoverrides={
+                "extensions": ["myst_nb", "sphinx_exercise", "reader_site"],
+                "nb_execution_mode": "off",
+                # Its own: an extension adds to it, and Sphinx would hand the default on to the next book.
+                "source_suffix": {".rst": "restructuredtext"},
+                "html_theme": "sphinx_book_theme",
+                "html_theme_options": {
+                    "extra_footer": CONFIG["html"]["extra_footer"],
+                    "repository_url": CONFIG["repository"]["url"],
+                },
+                "myst_enable_extensions": ["dollarmath", "substitution"],
+                "numfig": True,
             },
-            "myst_enable_extensions": ["dollarmath", "substitution"],
-            "numfig": True,
-        },
-    )
-    app.build()
+        )
+        app.build()
     return app, folder / "html"
 
 
